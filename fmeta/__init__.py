@@ -1,0 +1,90 @@
+"""Meta-learning in PyTorch as pure functions.
+
+Write the loss of one task; fmeta maps it over tasks, differentiates through the adaptation exactly, and
+runs the whole meta-gradient as a few compiled, batched kernels.
+"""
+
+from fmeta import data, losses, models, optim, schedules, tasks
+from fmeta.adapt import adapt
+from fmeta.adjoint import first_order, truncated, unroll
+from fmeta.algorithms import anil, maml, metasgd, protonet, reptile
+from fmeta.functional import functionalize
+from fmeta.meta import meta_eval, meta_grad, meta_init, meta_step
+from fmeta.optim import (
+    adagrad,
+    adam,
+    adamw,
+    chain,
+    clip_by_norm,
+    clip_by_value,
+    lion,
+    masked,
+    rmsprop,
+    sgd,
+)
+from fmeta.select import select
+from fmeta.types import (
+    Adapted,
+    Adjoint,
+    Algorithm,
+    Batch,
+    InnerLoop,
+    LossFn,
+    MetaLearningWarning,
+    MetaState,
+    Metrics,
+    Params,
+    Plan,
+    Task,
+    Transform,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Adapted",
+    "Adjoint",
+    "Algorithm",
+    "Batch",
+    "InnerLoop",
+    "LossFn",
+    "MetaLearningWarning",
+    "MetaState",
+    "Metrics",
+    "Params",
+    "Plan",
+    "Task",
+    "Transform",
+    "__version__",
+    "adagrad",
+    "adam",
+    "adamw",
+    "adapt",
+    "anil",
+    "chain",
+    "clip_by_norm",
+    "clip_by_value",
+    "data",
+    "first_order",
+    "functionalize",
+    "lion",
+    "losses",
+    "maml",
+    "masked",
+    "meta_eval",
+    "meta_grad",
+    "meta_init",
+    "meta_step",
+    "metasgd",
+    "models",
+    "optim",
+    "protonet",
+    "reptile",
+    "rmsprop",
+    "schedules",
+    "select",
+    "sgd",
+    "tasks",
+    "truncated",
+    "unroll",
+]

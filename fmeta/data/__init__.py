@@ -1,0 +1,21 @@
+"""Datasets as tensors, divided by class into ``.train``, ``.val`` and ``.test``."""
+
+from fmeta.data.cache import cache_dir
+from fmeta.data.folder import image_folder
+from fmeta.data.glyphs import glyphs
+from fmeta.data.omniglot import omniglot
+from fmeta.data.pool import Pool, Pools, class_pool
+from fmeta.data.tensors import from_tensors
+from fmeta.data.warp import random_affine
+
+__all__ = (
+    "Pool",
+    "Pools",
+    "cache_dir",
+    "class_pool",
+    "from_tensors",
+    "glyphs",
+    "image_folder",
+    "omniglot",
+    "random_affine",
+)

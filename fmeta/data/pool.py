@@ -1,0 +1,148 @@
+"""Datasets as tensors: a pool of examples for each class split, ready to be sampled by index."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Pool:
+    """All examples of the classes of one split. Build it with ``class_pool``.
+
+    Attributes:
+        x: examples ``[n, *feature]``, uint8 or floating; images are uint8 ``[n, C, H, W]``.
+        y: class of each example inside this split, ``[n]`` int64, ``0 .. classes - 1``.
+        names: name of each class.
+        rows: rows of ``x`` that belong to each class, ``[classes, largest]``, padded; always on the CPU,
+            where tasks are drawn.
+        counts: number of examples of each class, ``[classes]``; always on the CPU.
+    """
+
+    x: Tensor
+    y: Tensor
+    names: tuple[str, ...]
+    rows: Tensor
+    counts: Tensor
+
+    def to(self, device: torch.device | str | None) -> Pool:
+        """The same pool with its examples on ``device``."""
+        return replace(self, x=self.x.to(device), y=self.y.to(device))
+
+    def __repr__(self) -> str:
+        """Sizes, not contents."""
+        shape, kind = list(self.x.shape), str(self.x.dtype).removeprefix("torch.")
+        return f"Pool({len(self.names)} classes, x={kind}{shape}, device={self.x.device})"
+
+
+@dataclass(frozen=True, eq=False)
+class Pools:
+    """The three class splits of a dataset; a class is in one of them only.
+
+    Raises:
+        ValueError: if two splits share a class.
+    """
+
+    train: Pool
+    val: Pool
+    test: Pool
+
+    def __post_init__(self) -> None:
+        """Refuse overlapping splits: accuracy on known classes is not few-shot accuracy."""
+        for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
+            shared = sorted(set(getattr(self, a).names) & set(getattr(self, b).names))
+            if shared:
+                raise ValueError(
+                    f"Pools: splits must hold different classes, but {a} and {b} share {len(shared)}, "
+                    f"{shared[0]!r} among them. Put each class into one split."
+                )
+
+    def to(self, device: torch.device | str | None) -> Pools:
+        """The same pools with their examples on ``device``."""
+        return Pools(self.train.to(device), self.val.to(device), self.test.to(device))
+
+
+def class_pool(x: Tensor, y: Tensor, names: tuple[str, ...]) -> Pool:
+    """Make the pool of one split and index its rows by class.
+
+    Args:
+        x: examples ``[n, *feature]``, uint8 or floating.
+        y: class of each, ``[n]`` integers in ``0 .. len(names) - 1``.
+        names: one name a class, all different. No class at all is an empty split.
+
+    Example:
+        >>> pool = class_pool(torch.zeros(5, 2), torch.tensor([1, 0, 1, 1, 0]), ("cat", "dog"))
+        >>> pool.counts.tolist(), pool.rows.tolist()
+        ([2, 3], [[1, 4, 4], [0, 2, 3]])
+    """
+    _check_examples(x, y, names, "class_pool")
+    y = y.to(torch.int64)
+    labels = y.cpu()
+    counts = torch.bincount(labels, minlength=len(names))
+    empty = (counts == 0).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(
+            f"class_pool: every class needs at least one example, but class {names[empty[0]]!r} has none. "
+            "Leave the class out or add examples."
+        )
+    # A stable sort lists the rows class after class; short classes repeat their last row as padding.
+    by_class = labels.argsort(stable=True)
+    columns = torch.arange(int(counts.max()) if len(names) else 0)
+    offsets = torch.minimum(columns, counts[:, None] - 1)
+    rows = by_class[(counts.cumsum(0) - counts)[:, None] + offsets]
+    return Pool(x, y, tuple(names), rows, counts)
+
+
+def split_pools(
+    x: Tensor, y: Tensor, names: tuple[str, ...], split_of: Mapping[str, str], call: str
+) -> Pools:
+    """Divide examples of all classes into the three splits.
+
+    Args:
+        x: examples ``[n, *feature]``.
+        y: class of each, ``[n]``, an index into ``names``.
+        names: names of all classes.
+        split_of: ``"train"``, ``"val"`` or ``"test"`` for every name.
+        call: the public function that errors name.
+    """
+    _check_examples(x, y, names, call)
+
+    def one(split: str) -> Pool:
+        classes = [index for index, name in enumerate(names) if split_of[name] == split]
+        inside = torch.full((len(names),), -1, dtype=torch.int64)
+        inside[classes] = torch.arange(len(classes))
+        labels = inside[y.to("cpu", torch.int64)]
+        rows = (labels >= 0).nonzero().flatten()
+        return class_pool(x[rows.to(x.device)], labels[rows].to(x.device), tuple(names[c] for c in classes))
+
+    return Pools(*[one(split) for split in SPLITS])
+
+
+def _check_examples(x: Tensor, y: Tensor, names: tuple[str, ...], call: str) -> None:
+    if not isinstance(x, Tensor) or not (x.dtype == torch.uint8 or x.is_floating_point()):
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(
+            f"{call}: x must be a tensor of uint8 or floating numbers, got {got}. "
+            "Convert it, with x.float() for example."
+        )
+    if not isinstance(y, Tensor) or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        got = y.dtype if isinstance(y, Tensor) else type(y).__name__
+        raise TypeError(f"{call}: y must be a tensor of integer classes, got {got}. Pass y.long().")
+    if x.ndim < 1 or y.shape != x.shape[:1]:
+        raise ValueError(
+            f"{call}: x and y must have one row an example, got x of shape {list(x.shape)} and y of "
+            f"shape {list(y.shape)}. Pass one class for each row of x."
+        )
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if list(names).count(name) > 1)
+        raise ValueError(f"{call}: names must differ, but {twice!r} occurs twice. Rename one of the classes.")
+    if y.numel() and not 0 <= int(y.min()) <= int(y.max()) < len(names):
+        raise ValueError(
+            f"{call}: y must lie in 0 .. {len(names) - 1} for {len(names)} names, got values from "
+            f"{int(y.min())} to {int(y.max())}. Number the classes from 0."
+        )

@@ -1,0 +1,141 @@
+"""Losses of one task on one batch, as records that an algorithm is built from."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fmeta.types import Batch, LossFn, Metrics, Params, Tree
+
+
+def cross_entropy(apply: Callable[..., Any], *, label_smoothing: float = 0.0) -> LossFn:
+    """Mean cross-entropy of logits and class labels; metrics hold ``accuracy``.
+
+    ``loss = mean_i(-log softmax(apply(params, x_i))[y_i])``
+
+    Args:
+        apply: ``(params, *inputs) -> logits`` of shape ``[shots, ways]``, or a record with a field
+            ``logits``. The inputs are ``batch.x``: a tensor as the one argument, a tuple as positional
+            arguments, a dict (a tokenised text) as keyword arguments.
+        label_smoothing: weight of the uniform distribution in the target, in [0, 1); as in torch.
+
+    Raises:
+        TypeError: if labels are not integers.
+        ValueError: if a label is not in ``0..ways-1``. This is looked at once, in the first call outside of
+            any transform and compiler; samplers look always.
+
+    >>> loss_fn = cross_entropy(lambda params, x: x @ params["w"])
+    >>> loss, metrics = loss_fn({"w": torch.eye(2)}, Batch(torch.eye(2), torch.tensor([0, 1])))
+    >>> round(loss.item(), 4), metrics["accuracy"].item()
+    (0.3133, 1.0)
+    """
+    if not 0.0 <= label_smoothing < 1.0:
+        raise ValueError(f"cross_entropy: label_smoothing must be in [0, 1), got {label_smoothing}.")
+    return CrossEntropy(apply, label_smoothing)
+
+
+def mse(apply: Callable[..., Any]) -> LossFn:
+    """Mean squared error ``mean((apply(params, x) - y) ** 2)``; inputs are passed as in `cross_entropy`.
+
+    Raises:
+        ValueError: if outputs and targets differ in shape; they are never broadcast.
+    """
+    return MeanSquaredError(apply)
+
+
+@dataclass(frozen=True, eq=False)
+class CrossEntropy:
+    """What `cross_entropy` returns."""
+
+    apply: Callable[..., Any]
+    label_smoothing: float = 0.0
+    _seen: set[str] = field(default_factory=set, init=False, repr=False)
+
+    def __call__(self, params: Params, batch: Batch, /) -> tuple[Tensor, Metrics]:
+        """``(params, batch) -> (loss, {"accuracy": ...})``."""
+        labels = batch.y
+        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+            raise TypeError(
+                f"cross_entropy: labels must be integers, got {labels.dtype}. Pass labels.long()."
+            )
+        logits = _at_least_float32(outputs(self.apply, params, batch.x))
+        if ("labels" not in self._seen or _always.get()) and _is_plain(labels):
+            _check_range(labels, logits.shape[1])
+            self._seen.add("labels")
+        loss = F.cross_entropy(logits, labels.long(), label_smoothing=self.label_smoothing)
+        return loss, {"accuracy": (logits.detach().argmax(1) == labels).float().mean()}
+
+
+@dataclass(frozen=True, eq=False)
+class MeanSquaredError:
+    """What `mse` returns."""
+
+    apply: Callable[..., Any]
+
+    def __call__(self, params: Params, batch: Batch, /) -> tuple[Tensor, Metrics]:
+        """``(params, batch) -> (loss, {})``."""
+        predicted = _at_least_float32(outputs(self.apply, params, batch.x))
+        if predicted.shape != batch.y.shape:
+            raise ValueError(
+                f"mse: outputs and targets must have one shape, got {tuple(predicted.shape)} and "
+                f"{tuple(batch.y.shape)}. Reshape the targets, for example y[:, None]."
+            )
+        return (predicted - batch.y.to(predicted.dtype)).square().mean(), {}
+
+
+def outputs(apply: Callable[..., Any], params: Params, x: Tree) -> Tensor:
+    """Call a model on the inputs of a batch: a dict by keyword, a tuple by position, a tensor as it is.
+
+    Where the model returns a record with a field ``logits``, that field is the output.
+    """
+    if isinstance(x, Mapping):
+        returned = apply(params, **x)
+    elif isinstance(x, tuple | list):
+        returned = apply(params, *x)
+    else:
+        returned = apply(params, x)
+    return getattr(returned, "logits", returned)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+_always: ContextVar[bool] = ContextVar("check labels in every plain call", default=False)
+
+
+@contextlib.contextmanager
+def checking_labels() -> Iterator[None]:
+    """Check the range of labels in every plain call, not in the first one only."""
+    token = _always.set(True)
+    try:
+        yield
+    finally:
+        _always.reset(token)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether values may be read: no transform, tracing or compilation is under way."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._len_torch_dispatch_stack()
+        or tensor.is_meta
+        or not tensor.numel()
+    )
+
+
+def _check_range(labels: Tensor, ways: int) -> None:
+    low, high = labels.min().item(), labels.max().item()
+    if low < 0 or high >= ways:
+        raise ValueError(
+            f"cross_entropy: labels must be in 0..{ways - 1} for {ways} outputs, got "
+            f"{low if low < 0 else high}. Relabel the classes of a task from 0, or widen the head."
+        )

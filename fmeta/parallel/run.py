@@ -1,0 +1,234 @@
+"""Carries out a plan: which engine, compiled or not, in which chunks. The only place that decides it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fmeta import tree
+from fmeta.functional import differentiable
+from fmeta.parallel.adjoint import MetaGradient, Report, adjoint_engine, curve
+from fmeta.parallel.boundary import check_meta, check_tasks, inside_transform, signature, translated
+from fmeta.parallel.derivatives import load_forward_mode
+from fmeta.parallel.inspect import Found, inspect
+from fmeta.parallel.kernels import Kernel, warn_once
+from fmeta.parallel.reference import autograd_curve, autograd_engine, nested_engine
+from fmeta.parallel.steps import KERNELS, Steps
+from fmeta.parallel.traits import Traits, probe
+from fmeta.types import InnerLoop, Plan, Task, TaskBatch, Tree
+
+Metrics = dict[str, Tensor]
+
+
+class Mode:
+    """How one call runs: inside the caller's transform or not, compiled or not, random or not."""
+
+    def __init__(self, plan: Plan, inside: bool, random: bool, training: bool = True) -> None:
+        """Decide, or raise where ``compile=True`` cannot be had."""
+        self.inside, self.random = inside, random
+        why = ""
+        if inside:
+            why = "the caller's own grad, vmap or torch.compile is under way"
+        elif random:
+            why = "the loss is random"
+        if plan.compile is True and why:
+            raise ValueError(
+                f"Plan(compile=True): kernels cannot be compiled here, because {why}. Use 'auto'."
+            )
+        # Compiled on demand only: tasks taken one at a time, which may each have other shapes, the nested engine,
+        # which is a reference, and evaluation, which is seldom called often enough to win its compile time back.
+        worth_it = training and plan.engine == "adjoint" and plan.tasks == "vmap"
+        self.compiled = (plan.compile is True or (plan.compile == "auto" and worth_it)) and not why
+
+
+Build = Callable[[InnerLoop, Mode], Callable[..., Any]]
+
+
+class Runner:
+    """An inner loop under a plan; remembers kernels and what was found out about the loop."""
+
+    def __init__(self, loop: InnerLoop, plan: Plan) -> None:
+        """Nothing is looked at before the first call."""
+        load_forward_mode()
+        self.loop, self.plan = loop, plan
+        self.looked_at: dict[Any, Found] = {}
+        self.traits: Traits | None = None
+        self.built: dict[Any, Any] = {}
+        self.kernels: dict[str, Kernel] = {}
+        self.chunk = None if plan.chunk_size == "auto" else plan.chunk_size
+
+    def kernel(self, name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """A compiled form of a function of tensors."""
+        return self.kernels.setdefault(name, Kernel(name, fn, self.plan))
+
+    def look(self, meta: Tree, tasks: Task, training: bool) -> Mode:
+        """Inspect the loss once for every combination of shapes, and decide how to run."""
+        inside = inside_transform(meta, tasks)
+        if torch.compiler.is_compiling():
+            return Mode(self.plan, True, False)
+        found = Found(random=self.plan.randomness != "error", captures=True)
+        if torch._C._functorch.peek_interpreter_stack() is None:
+            key = (torch.is_grad_enabled(), signature(meta, tasks))
+            if key not in self.looked_at:
+                self.looked_at[key] = inspect(self.loop, self.plan, meta, tasks)
+            found = self.looked_at[key]
+        if self.traits is None and self.plan.engine != "autograd":
+            with torch.set_grad_enabled(inside), differentiable(), torch.random.fork_rng():
+                k = torch.zeros((), dtype=torch.int64, device=tree.device(meta, tasks))
+                self.traits = probe(self.loop, meta, tree.select(tasks, 0), k)
+        return Mode(self.plan, inside or found.captures, found.random, training)
+
+    def steps(self, loop: InnerLoop, compiled: bool) -> Any:
+        """The pieces of a meta-gradient, as kernels where compiled."""
+        steps = Steps(loop, self.traits or Traits(), self.plan.randomness)
+        if not compiled:
+            return steps
+        return SimpleNamespace(**{name: self.kernel(name, getattr(steps, name)) for name in KERNELS})
+
+    def engine(self, loop: InnerLoop, mode: Mode) -> MetaGradient:
+        """The meta-gradient of one chunk."""
+        plan = self.plan
+        if plan.engine == "autograd":
+            return autograd_engine(loop)
+        # dynamo 2.14 cannot trace forward mode under vmap ("device mismatch meta/cpu", pytorch 151196), so inside
+        # a caller's own torch.compile the definition runs: the same numbers, compiled by the caller.
+        if plan.engine == "nested" or torch.compiler.is_compiling():
+            engine = nested_engine(loop, plan.randomness)
+            return self.kernel("nested", engine) if mode.compiled else engine
+        traits = self.traits or Traits()
+        return adjoint_engine(loop, self.steps(loop, mode.compiled), traits, plan.remat)
+
+    def evaluator(self, at: tuple[int, ...], loop: InnerLoop, mode: Mode) -> Callable[[Tree, Task], Metrics]:
+        """Metrics of one chunk after each number of updates."""
+        if self.plan.engine == "autograd":
+            return lambda meta, tasks: autograd_curve(loop, meta, tasks, list(at))
+        return curve(loop, self.steps(loop, mode.compiled), list(at))
+
+    def once(self, name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """A function that runs once an outer step, after the tasks: compiled as they are."""
+
+        def call(*args: Any) -> Any:
+            mode = Mode(self.plan, inside_transform(args), random=False)
+            with surroundings(mode):
+                return (self.kernel(name, fn) if mode.compiled else fn)(*args)
+
+        return call
+
+    def gradient(self, call: str, meta: Tree, tasks: TaskBatch) -> tuple[Tree, Report]:
+        """Mean meta-gradient and the report of all tasks."""
+        parts = self.over_chunks(call, meta, tasks, self.engine, training=True)
+        total = sum(count for count, _ in parts)
+        if len(parts) == 1:
+            return parts[0][1]
+        grads: Tree = None
+        for count, (part, _) in parts:
+            share = tree.map(lambda x, w=count / total: x * w if x.is_floating_point() else x, part)
+            grads = share if grads is None else tree.add(grads, share)
+        reports = [report for _, (_, report) in parts]
+        metrics = {name: torch.cat([r[0][name] for r in reports]) for name in reports[0][0]}
+        return grads, (metrics, torch.cat([r[1] for r in reports], dim=1))
+
+    def metrics(self, call: str, meta: Tree, tasks: TaskBatch, at: tuple[int, ...]) -> Metrics:
+        """Metrics ``[task, len(at)]`` of all tasks."""
+        make = partial(self.evaluator, at)
+        parts = [part for _, part in self.over_chunks(call, meta, tasks, make, training=False)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def over_chunks(
+        self, call: str, meta: Tree, tasks: TaskBatch, make: Build, training: bool
+    ) -> list[tuple[int, Any]]:
+        """Run ``make(loop, mode)`` on every chunk of tasks: ``[(tasks in the chunk, result), ...]``."""
+        check_meta(call, meta)
+        batches = check_tasks(call, tasks, self.plan)
+        results, seed = [], 0
+        with translated(call):
+            for number, batch in enumerate(batches):
+                mode = self.look(meta, batch, training)
+                if mode.random and (number == 0 or self.plan.randomness == "different"):
+                    seed = int(torch.randint(2**62, ()))
+                with surroundings(mode):
+                    results += self.over_chunks_of(batch, make, mode, meta, seed)
+        return results
+
+    def over_chunks_of(
+        self, batch: Task, make: Any, mode: Mode, meta: Tree, seed: int
+    ) -> list[tuple[int, Any]]:
+        """The chunks of one stacked batch; with ``chunk_size="auto"`` halves them when memory runs out."""
+        while True:
+            results = []
+            try:
+                for number, (count, chunk) in enumerate(self.chunks(batch)):
+                    own = seed + 1009 * number if self.plan.randomness == "different" else seed
+                    loop = reseeded(self.loop, own) if mode.random else self.loop
+                    results.append((count, self.attempt(make, loop, mode, meta, chunk)))
+                return results
+            except RuntimeError as error:
+                size = self.chunk or tree.leaves(batch)[0].shape[0]
+                if self.plan.chunk_size != "auto" or size == 1 or not out_of_memory(error):
+                    raise
+                self.chunk = (size + 1) // 2
+                warn_once(f"fmeta ran out of memory with {size} tasks a chunk and goes on with {self.chunk}")
+
+    def attempt(self, make: Any, loop: InnerLoop, mode: Mode, meta: Tree, chunk: Task) -> Any:
+        """Run one chunk with the function built for this mode."""
+        if mode.random or torch.compiler.is_compiling():
+            return make(loop, mode)(meta, chunk)
+        key = (getattr(make, "args", ()), mode.compiled)
+        if key not in self.built:
+            self.built[key] = make(loop, mode)
+        return self.built[key](meta, chunk)
+
+    def chunks(self, tasks: Task) -> Iterator[tuple[int, Task]]:
+        """Parts of at most ``chunk_size`` tasks; the last may be smaller."""
+        count = tree.leaves(tasks)[0].shape[0]
+        size = self.chunk or count
+        if size >= count:
+            yield count, tasks
+            return
+        for begin in range(0, count, size):
+            end = min(begin + size, count)
+            yield end - begin, tree.map(lambda leaf, b=begin, e=end: leaf[b:e], tasks)
+
+
+@contextlib.contextmanager
+def surroundings(mode: Mode) -> Iterator[None]:
+    """No autograd graph unless the caller differentiates, right norm layers, and the caller's random state."""
+    with contextlib.ExitStack() as stack:
+        if not mode.inside:
+            stack.enter_context(torch.no_grad())
+        if mode.random:
+            stack.enter_context(torch.random.fork_rng())
+        if not mode.compiled:
+            stack.enter_context(differentiable())
+        yield
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an allocator, of a device or of the CPU, gave up."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def reseeded(loop: InnerLoop, seed: int) -> InnerLoop:
+    """The same loop with the random numbers of every inner step fixed by the step.
+
+    The backward loop evaluates a loss again and must meet the masks of the forward loop.
+    """
+
+    def seeded(fn: Callable[..., Any], offset: Callable[..., int]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            torch.manual_seed(seed + offset(*args))
+            return fn(*args)
+
+        return call
+
+    return loop._replace(
+        loss=seeded(loop.loss, lambda params, meta, batch, k: 1 + int(k)),
+        outer=seeded(loop.outer, lambda *args: 0),
+        start=seeded(loop.start, lambda *args: -1),
+    )

@@ -1,0 +1,1 @@
+"""The application: recipes, the training loop, checkpoints, reports, plots and the command line."""

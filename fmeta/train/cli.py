@@ -1,0 +1,207 @@
+"""The command ``fmeta``: parses arguments, runs a command, turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, cast
+
+import tyro
+
+from fmeta.train.config import Config, MaybeCompile, MaybeInt, MaybePath, MaybeStr
+from fmeta.train.recipes import RECIPES
+from fmeta.types import MetaLearningWarning
+
+ABOUT = """Meta-learning: train a recipe, then look into its run folder.
+
+`fmeta train sinusoid` is a good start: it needs no data and takes a few minutes on two cores.
+`fmeta train RECIPE --help` shows every option of a recipe with its default.
+
+Exit codes: 0 done; 1 an error, said in one line (--debug shows where it came from); 2 a wrong command line;
+130 stopped by Ctrl-C."""
+STATED = (ValueError, TypeError, NotImplementedError, RuntimeError, OSError)
+"""What is shown as one line. Anything else is a bug of fmeta, and shown whole."""
+
+
+@dataclass(frozen=True)
+class EvalCommand:
+    """Test a run: adapt to test tasks, compare with the baselines, write results.json and plots."""
+
+    run: tyro.conf.Positional[Path]
+    """A run folder, as `fmeta train` makes it."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Which checkpoint: the best on validation tasks, or the last."""
+    test_tasks: MaybeInt = None
+    """Test tasks; as many as the run's config says if not given."""
+    baselines: bool = True
+    """Compare with the model without meta-learning; it is trained first if the run has none yet."""
+    root: MaybePath = None
+    """Folder of the data set, if it is not where it was in training."""
+    device: MaybeStr = None
+    """auto, cpu, cuda or cuda:1, ...; as in training if not given, and so the next two."""
+    compile: MaybeCompile = None
+    """auto, on or off."""
+    threads: MaybeInt = None
+    """CPU threads."""
+
+
+@dataclass(frozen=True)
+class ListCommand:
+    """Show the recipes, and the runs under ./runs with their results."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code.
+
+    Args:
+        arguments: what follows ``fmeta``; the process's own by default.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    try:
+        with short_warnings():
+            return run([argument for argument in given if argument != "--debug"])
+    except KeyboardInterrupt:
+        print("fmeta: stopped.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `fmeta list | head`
+        sys.stdout = Path(os.devnull).open("w")  # or Python complains when it closes it
+        return 0
+    except STATED as error:
+        if debug:
+            raise
+        print(f"fmeta: {error}", file=sys.stderr)
+        return 1
+
+
+def run(arguments: list[str]) -> int:
+    """Parse the arguments and do what they say."""
+    arguments = resume_spelled_out(arguments)
+    wrong = unknown_word(arguments)
+    if wrong:
+        print(f"fmeta: {wrong}", file=sys.stderr)
+        return 2
+    command = parse(arguments)
+    # Imported late, so that help and errors of the command line come without delay.
+    from fmeta.train import commands
+
+    line = shlex.join(["fmeta", *arguments])
+    if isinstance(command, ListCommand):
+        return commands.show_list(Path("runs"))
+    if isinstance(command, EvalCommand):
+        return commands.evaluate(command.run, line, **options_of(command))
+    return commands.train(command.config, line)
+
+
+def options_of(command: EvalCommand) -> dict[str, Any]:
+    """All but the run folder, by name."""
+    return {entry.name: getattr(command, entry.name) for entry in fields(command) if entry.name != "run"}
+
+
+def parse(arguments: list[str]) -> Any:
+    """The command with its options, as tyro builds it; leaves the process on a wrong command line."""
+    train = make_dataclass(
+        "TrainCommand", [("config", recipe_choice(default_configs(arguments)))], frozen=True
+    )
+    commands: dict[str, tuple[Any, str]] = {
+        "train": (train, "Train a recipe: `fmeta train RECIPE --help` shows its options."),
+        "eval": (EvalCommand, described(EvalCommand)),
+        "list": (ListCommand, described(ListCommand)),
+    }
+    choices = [
+        Annotated[kind, tyro.conf.subcommand(name, description=text)]
+        for name, (kind, text) in commands.items()
+    ]
+    style = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
+    return tyro.cli(
+        cast("Any", Union[tuple(choices)]),  # noqa: UP007
+        prog="fmeta",
+        description=ABOUT,
+        args=arguments,
+        config=style,
+    )
+
+
+def recipe_choice(configs: dict[str, Config[Any]]) -> Any:
+    """One subcommand a recipe, with these configs as defaults and the recipe's own words as help."""
+    choices = [
+        Annotated[
+            Config[type(config.task)],  # type: ignore[misc]
+            tyro.conf.subcommand(name, default=config, description=described(RECIPES[name])),
+        ]
+        for name, config in configs.items()
+    ]
+    return Union[tuple(choices)]  # noqa: UP007
+
+
+def default_configs(arguments: list[str]) -> dict[str, Config[Any]]:
+    """The recipes' configs; for a run that is resumed, its own in place of its recipe's."""
+    configs = {name: recipe() for name, recipe in RECIPES.items()}
+    if "--resume" in arguments and "--help" not in arguments and "--out" in arguments[:-1]:
+        from fmeta.train.folder import read_config
+
+        saved = read_config(Path(arguments[arguments.index("--out") + 1]))
+        configs[saved.recipe] = saved
+    return configs
+
+
+def resume_spelled_out(arguments: list[str]) -> list[str]:
+    """``--resume RUN`` as ``--out RUN --resume``."""
+    spelled = [part for argument in arguments for part in _split_value(argument, "--out", "--resume")]
+    if "--resume" not in spelled:
+        return spelled
+    place = spelled.index("--resume")
+    value = spelled[place + 1 : place + 2]
+    if value and not value[0].startswith("-"):
+        return [*spelled[:place], "--out", value[0], "--resume", *spelled[place + 2 :]]
+    return spelled
+
+
+def _split_value(argument: str, *names: str) -> list[str]:
+    name, equals, value = argument.partition("=")
+    return [name, value] if equals and name in names else [argument]
+
+
+def unknown_word(arguments: list[str]) -> str:
+    """What is wrong with the first words, with the nearest right one; empty if nothing is."""
+    words = [argument for argument in arguments[:2] if not argument.startswith("-")]
+    expected = [("command", ["train", "eval", "list"])]
+    if words[:1] == ["train"]:
+        expected.append(("recipe", list(RECIPES)))
+    for word, (kind, known) in zip(words, expected, strict=False):
+        if word not in known:
+            near = difflib.get_close_matches(word, known, n=1)
+            hint = f"Did you mean {near[0]}?" if near else "`fmeta --help` says more."
+            return f"there is no {kind} {word!r}, only {', '.join(known)}. {hint}"
+    return ""
+
+
+def described(thing: Callable[..., Any]) -> str:
+    """A docstring as flowing text."""
+    paragraphs = (thing.__doc__ or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
+@contextmanager
+def short_warnings() -> Iterator[None]:
+    """Show fmeta's own warnings as a line of text; others, from libraries, as Python does."""
+    shown = warnings.showwarning
+
+    def show(message: Any, category: Any, *rest: Any, **more: Any) -> None:
+        if issubclass(category, MetaLearningWarning):
+            print(f"fmeta: {message}", file=sys.stderr)
+        else:
+            shown(message, category, *rest, **more)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = shown

@@ -1,0 +1,126 @@
+"""The commands behind the command line: train or resume a run, test it again, list what there is."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fmeta.train import folder
+from fmeta.train.config import Config, Machine
+from fmeta.train.experiment import build
+from fmeta.train.loop import Reason
+from fmeta.train.options import check
+from fmeta.train.recipes import RECIPES
+from fmeta.train.report import report
+from fmeta.train.run import divergence, run
+from fmeta.train.terminal import format_metric, format_seconds, say
+
+ENDED: dict[Reason, str] = {
+    "steps": "All steps are done",
+    "target": "Validation reached --target",
+    "patience": "Validation has not become better for --patience times",
+    "minutes": "--minutes are over",
+}
+
+
+def train(config: Config[Any], command: str) -> int:
+    """Train a recipe, or continue a run; returns the exit code.
+
+    Args:
+        config: the complete config.
+        command: the command line, to be written down.
+
+    Raises:
+        ValueError: for options out of range, a folder that holds a run already, a run that cannot be
+            resumed, and after too many steps that were not finite.
+    """
+    check(config)
+    if config.resume:
+        path = folder.check_resumable(config)
+    use_threads(config.machine)
+    experiment = build(config)
+    if config.resume:
+        folder.write_config(path, config, command)
+    else:
+        path = folder.create(config, command)
+    outcome = run(path, experiment)
+    progress = outcome.progress
+    if outcome.reason == "diverged":
+        raise ValueError(divergence(path, progress))
+    if outcome.reason == "interrupted":
+        say(f"Stopped and saved at step {progress.step:,}. Continue with:\n  {resume_command(path, config)}")
+        return 130
+    say(f"{ENDED[outcome.reason]}: {progress.step:,} steps in {format_seconds(progress.wall_s)}.")
+    try:
+        return report(path, experiment, "best", command)
+    except KeyboardInterrupt:
+        say(
+            f"Stopped; the training itself is saved. Test it with:\n  {shlex.join(['fmeta', 'eval', str(path)])}"
+        )
+        return 130
+
+
+def evaluate(
+    path: Path,
+    command: str,
+    *,
+    checkpoint: str = "best",
+    test_tasks: int | None = None,
+    baselines: bool = True,
+    root: Path | None = None,
+    device: str | None = None,
+    compile: str | None = None,
+    threads: int | None = None,
+) -> int:
+    """Test a run again; returns the exit code. What is None stays as the run's config says."""
+    config = folder.read_config(path)
+    asked: dict[str, Any] = {"device": device, "compile": compile, "threads": threads}
+    machine = replace(config.machine, **{name: value for name, value in asked.items() if value is not None})
+    numbers = replace(config.report, baselines=baselines, test_tasks=test_tasks or config.report.test_tasks)
+    task = config.task if root is None else replace(config.task, root=root)
+    config = replace(config, report=numbers, machine=machine, task=task)
+    use_threads(machine)
+    return report(path, build(config), checkpoint, command)
+
+
+def show_list(runs: Path) -> int:
+    """Print the recipes and the runs below a folder."""
+    say("Recipes (fmeta train RECIPE)")
+    for name, recipe in RECIPES.items():
+        say(f"  {name:<10} {(recipe.__doc__ or '').strip().splitlines()[0]}")
+    paths = sorted(
+        (path.parent for path in runs.glob("*/config.json")), key=lambda path: path.stat().st_mtime
+    )
+    say(f"\nRuns under ./{runs}" + ("" if paths else ": none yet"))
+    for path in paths:
+        say(f"  {path}   {outcome_of(path)}")
+    return 0
+
+
+def outcome_of(path: Path) -> str:
+    """A run's result in a few words."""
+    try:
+        result = json.loads((path / "results.json").read_text(encoding="utf-8"))
+        step, name = result["headline"]["steps"], result["metric"]
+        value = format_metric(name, result["headline"]["mean"])
+        return (
+            f"{result['recipe']}, {result['algorithm']}: test {name} {value} after {step} steps of adaptation"
+        )
+    except (OSError, ValueError, KeyError):
+        return "no result yet; `fmeta eval` it or resume it"
+
+
+def use_threads(machine: Machine) -> None:
+    """Set the number of CPU threads, if the options say one."""
+    if machine.threads is not None:
+        torch.set_num_threads(machine.threads)
+
+
+def resume_command(path: Path, config: Config[Any]) -> str:
+    """The command that continues a run."""
+    return shlex.join(["fmeta", "train", config.recipe, "--resume", str(path)])

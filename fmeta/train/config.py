@@ -1,0 +1,164 @@
+"""What a run is made of, as frozen dataclasses; the command line and its help are generated from them.
+
+A recipe (``fmeta.train.recipes``) is a function that returns a ``Config``. The text under each field is the
+help that ``fmeta train RECIPE --help`` prints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Generic, Literal, TypeVar
+
+import tyro
+
+AlgorithmName = Literal["maml", "fomaml", "anil", "reptile", "metasgd", "protonet"]
+TaskT = TypeVar("TaskT")
+MaybeInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
+MaybeFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
+MaybeStr = Annotated[str | None, tyro.conf.arg(metavar="STR")]
+MaybeCompile = Annotated[Literal["auto", "on", "off"] | None, tyro.conf.arg(metavar="{auto,on,off}")]
+MaybePath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
+
+
+@dataclass(frozen=True)
+class SinusoidTask:
+    """A task is a sine wave: amplitude from [0.1, 5], phase from [0, pi], x from [-5, 5]."""
+
+    shots: int = 10
+    """Support points of a training task."""
+    queries: int = 10
+    """Query points of a training task."""
+    test_shots: int = 5
+    """Support points of a validation or test task."""
+    test_queries: int = 100
+    """Query points of a validation or test task."""
+    hidden: tuple[int, ...] = (40, 40)
+    """Widths of the hidden layers of the model."""
+
+
+@dataclass(frozen=True)
+class FewShotTask:
+    """A task is a few classes that training never saw: learn them from a few pictures each."""
+
+    ways: int = 5
+    """Classes of a task."""
+    shots: int = 1
+    """Support pictures of a class."""
+    queries: MaybeInt = None
+    """Query pictures of a class; as many as shots if not given."""
+    test_queries: MaybeInt = None
+    """Query pictures of a class in validation and test; as many as queries if not given."""
+    rotations: bool = True
+    """Count a class turned by 90, 180 and 270 degrees as new classes (in training tasks only)."""
+    channels: int = 64
+    """Filters of each of the model's four convolutions."""
+
+
+@dataclass(frozen=True)
+class OmniglotTask(FewShotTask):
+    """A task is a few handwritten characters that training never saw: learn them from a few drawings each."""
+
+    root: MaybePath = None
+    """Folder of images_background and images_evaluation; else $FMETA_DATA/omniglot or fmeta's cache."""
+    download: bool = False
+    """Download the data set into the root if it is not there."""
+    split: Literal["maml", "vinyals"] = "maml"
+    """Training classes: the MAML paper's random 1200, or Vinyals' files. The two do not compare."""
+
+
+@dataclass(frozen=True)
+class Inner:
+    """How the model adapts to one task."""
+
+    algorithm: AlgorithmName = "maml"
+    """What is meta-learned:
+    maml, the initial weights, by the exact gradient;
+    fomaml, the same, by the first-order gradient;
+    anil, the same, but only the head adapts;
+    reptile, weights close to those that all tasks end with;
+    metasgd, the initial weights and a rate for each;
+    protonet, an embedding in which a class is the mean of its shots (no inner steps)."""
+    inner_lr: float = 0.01
+    """Learning rate of adaptation (where metasgd starts)."""
+    inner_steps: int = 1
+    """Gradient steps while meta-training."""
+    test_steps: int = 10
+    """Gradient steps in validation and in the result, whose curve goes up to 10 at least."""
+
+
+@dataclass(frozen=True)
+class Outer:
+    """How the model is meta-trained."""
+
+    tasks: int = 25
+    """Tasks of a training step."""
+    outer_steps: int = 10_000
+    """Training steps in all."""
+    outer_lr: float = 1e-3
+    """Learning rate of Adam over the training steps."""
+    schedule: Literal["constant", "cooldown", "cosine"] = "cosine"
+    """The outer rate stays; falls to zero in the last tenth of the steps; or falls all the way as a cosine."""
+    seed: int = 0
+    """Seed of initial weights and training tasks; held-out tasks are the same for all seeds."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """When training ends before its last step."""
+
+    target: MaybeFloat = None
+    """Stop when validation reaches this: an accuracy in [0, 1], or a mean squared error."""
+    patience: MaybeInt = None
+    """Stop after this many validations without a better one."""
+    minutes: MaybeFloat = None
+    """Stop after this much wall time of training, resumed runs counted together."""
+    max_bad_steps: int = 10
+    """Stop with an error after so many non-finite steps in a row; such a step changes nothing."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is measured, how often, and against what."""
+
+    log_interval: int = 100
+    """Training steps between two lines of metrics."""
+    val_interval: int = 1_000
+    """Training steps between validations, and between saves of the last checkpoint; 0: at the end only."""
+    val_tasks: int = 200
+    """Validation tasks, the same ones every time; they choose the best checkpoint."""
+    test_tasks: int = 1_000
+    """Test tasks of the result: 600 or more for intervals that mean something."""
+    baselines: bool = True
+    """Also train a model on all training tasks together, to fine-tune on the test tasks and compare with."""
+    baseline_steps: MaybeInt = None
+    """Training steps of that baseline; as many as the run itself took if not given."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how it runs. None of this changes what is computed, but for rounding."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:1, ...; auto takes a GPU if there is one."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """on: compiled kernels, slow at the first step, then several times faster; auto: where they can be."""
+    threads: MaybeInt = None
+    """CPU threads; torch's own choice if not given."""
+
+
+@dataclass(frozen=True)
+class Config(Generic[TaskT]):
+    """Everything that determines a run."""
+
+    recipe: tyro.conf.Suppress[str]
+    task: TaskT
+    inner: Inner = Inner()
+    outer: Outer = Outer()
+    stop: Stop = Stop()
+    report: Report = Report()
+    machine: Machine = Machine()
+    out: MaybePath = None
+    """Run folder; runs/RECIPE-DATE-TIME if not given."""
+    resume: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Continue the run in --out where it stopped, bit for bit. --resume RUN says both."""

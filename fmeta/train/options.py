@@ -1,0 +1,98 @@
+"""What is done with a config's options: names on the command line, ranges, JSON, what a resumed run keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fmeta.train.config import Config
+
+FREE_ON_RESUME = frozenset(
+    {"out", "resume", "root", "download", "target", "patience", "minutes", "max_bad_steps", "log_interval"}
+    | {"test_tasks", "baselines", "baseline_steps", "device", "compile", "threads"}
+)
+"""Options that may differ when a run is resumed: when to stop, what to show, where to run."""
+
+AT_LEAST = {
+    **dict.fromkeys(["outer_steps", "log_interval", "val_tasks", "max_bad_steps", "tasks"], 1),
+    **dict.fromkeys(["val_interval", "test_steps", "inner_steps", "seed"], 0),
+    **dict.fromkeys(["patience", "baseline_steps", "threads", "channels"], 1),
+    **dict.fromkeys(["ways", "shots", "queries", "test_shots", "test_queries"], 1),
+    **dict.fromkeys(["test_tasks"], 2),
+}
+ABOVE_ZERO = ("inner_lr", "outer_lr", "minutes")
+MAX_SEED = 1_000_000
+
+
+def options(config: Any) -> dict[str, Any]:
+    """All options by the name they have on the command line, without their groups."""
+    found: dict[str, Any] = {}
+    for entry in fields(config):
+        value = getattr(config, entry.name)
+        found |= options(value) if is_dataclass(value) else {entry.name: value}
+    return found
+
+
+def flag(name: str) -> str:
+    """The command line's spelling of an option."""
+    return "--" + name.replace("_", "-")
+
+
+def check(config: Config[Any]) -> None:
+    """Refuse values out of range before anything is built.
+
+    Raises:
+        ValueError: naming the option, its range and what it got.
+    """
+    for name, value in options(config).items():
+        if value is None:
+            continue
+        if name in AT_LEAST and value < AT_LEAST[name]:
+            raise ValueError(f"train: {flag(name)} must be at least {AT_LEAST[name]}, got {value}.")
+        if name in ABOVE_ZERO and not value > 0:
+            raise ValueError(f"train: {flag(name)} must be above 0, got {value}.")
+    if config.outer.seed >= MAX_SEED:
+        raise ValueError(
+            f"train: --seed must be below {MAX_SEED:,}, got {config.outer.seed}. Larger seeds are kept for "
+            "validation and test tasks."
+        )
+
+
+def to_json(config: Config[Any]) -> dict[str, Any]:
+    """The config as plain JSON values, groups kept."""
+    plain = lambda value: str(value) if isinstance(value, Path) else value  # noqa: E731
+    return asdict(config, dict_factory=lambda pairs: {name: plain(value) for name, value in pairs})
+
+
+def from_json(default: Any, saved: Mapping[str, Any], source: str) -> Any:
+    """A config of the type of ``default`` with the saved values; what was not saved keeps its default.
+
+    Raises:
+        ValueError: for an option that this version does not have.
+    """
+    unknown = sorted(set(saved) - {entry.name for entry in fields(default)})
+    if unknown:
+        raise ValueError(
+            f"load: {source} has an option {unknown[0]!r} that this version of fmeta does not know. Use the "
+            "version that wrote it."
+        )
+    values = {name: _restored(getattr(default, name), name, value, source) for name, value in saved.items()}
+    return replace(default, **values)
+
+
+def _restored(default: Any, name: str, value: Any, source: str) -> Any:
+    if is_dataclass(default):
+        return from_json(default, value, source)
+    if name in ("out", "root"):
+        return None if value is None else Path(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def changed_maths(saved: Config[Any], wanted: Config[Any]) -> list[str]:
+    """Options that differ and would make a resumed run another run."""
+    before, after = options(saved), options(wanted)
+    names = [name for name in after if name not in FREE_ON_RESUME and before.get(name) != after[name]]
+    # Under a constant rate the number of steps only says when to stop.
+    return [name for name in names if name != "outer_steps" or wanted.outer.schedule != "constant"]

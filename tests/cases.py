@@ -1,0 +1,213 @@
+"""One table of algorithms on tiny smooth problems: every row goes through every contract test.
+
+A new algorithm is a new row here. ``exact`` says that its meta-gradient is the derivative of
+``Algorithm.loss`` (checked by finite differences); ``reference`` is its written definition as a plain loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import custom_loops
+import problems
+import pytest
+from helpers import random_like
+from problems import LOSS, WAYS, Problem, network, squared_error, with_metrics
+from reference import networks, prototypes, rules
+from reference.loops import Episode, Loss, maml, meta_gradient, metasgd, reptile
+from torch import Tensor, nn
+
+import fmeta
+from fmeta import Algorithm, Transform
+
+Reference = Callable[[Any, Sequence[Episode]], tuple[Any, Tensor]]
+Inner = tuple[Transform, rules.Rule]
+
+
+class Case(NamedTuple):
+    """One row: see the module's docstring."""
+
+    name: str
+    make: Callable[[], Problem]
+    exact: bool
+    reference: Reference
+    compiled: bool = False
+    """Whether the compile tests run it too; every kernel costs seconds."""
+    tolerance: float | None = None
+
+
+def maml_row(
+    name: str,
+    inner: Inner,
+    steps: int,
+    *,
+    compiled: bool = False,
+    query_loss: Loss | None = None,
+    last: int | None = None,
+    adapts: str | None = None,
+    weights: tuple[float, ...] | None = None,
+    per_step: bool = False,
+    factory: Callable[..., Algorithm] = fmeta.maml,
+) -> Case:
+    """A row of ``maml``, or of ``anil``, whose options are given once for fmeta and its reference."""
+    options: dict[str, Any] = {}
+    if last is not None:
+        options["adjoint"] = fmeta.first_order() if last == 0 else fmeta.truncated(last)
+    if adapts is not None:
+        options["adapts"] = adapts
+    if weights is not None:
+        options["weights"] = weights
+    if per_step:
+        options["batches"] = "per_step"
+    if query_loss is not None:
+        options["query_loss"] = with_metrics(query_loss)
+
+    def make() -> Problem:
+        algorithm = factory(LOSS, inner[0], steps=steps, **options)
+        return Problem(algorithm, network(), problems.regression_tasks(steps if per_step else None))
+
+    names = None if adapts is None else [name for name in network() if name.startswith(adapts)]
+    objective = maml(
+        squared_error, inner[1], steps,
+        query_loss=query_loss, adapts=names, last=last, weights=weights, per_step=per_step,
+    )  # fmt: skip
+    final = maml(squared_error, inner[1], steps, query_loss=query_loss, adapts=names, per_step=per_step)
+
+    def reference(meta: Any, tasks: Sequence[Episode]) -> tuple[Any, Tensor]:
+        """What is reported as the loss is that after the last update, whatever else is in the objective."""
+        return meta_gradient(objective, meta, tasks)[0], meta_gradient(final, meta, tasks)[1]
+
+    return Case(name, make, last is None, reference, compiled)
+
+
+def model_row(
+    name: str, module: Callable[[], nn.Module], feature: Sequence[int], steps: int = 2, compiled: bool = False
+) -> Case:
+    """MAML on a classifier made of torch layers."""
+
+    def make() -> Problem:
+        apply, params, _ = problems.model_problem(module())
+        algorithm = fmeta.maml(fmeta.losses.cross_entropy(apply), fmeta.sgd(0.3), steps=steps)
+        return Problem(algorithm, params, problems.classification_tasks(*feature))
+
+    def reference(meta: Any, tasks: Sequence[Episode]) -> tuple[Any, Tensor]:
+        objective = maml(problems.model_problem(module()).loss, rules.sgd(0.3), steps)
+        return meta_gradient(objective, meta, tasks)
+
+    return Case(name, make, exact=True, reference=reference, compiled=compiled)
+
+
+def metasgd_row(name: str, last: int | None = None) -> Case:
+    """Rates that differ from weight to weight."""
+
+    def make() -> Problem:
+        adjoint = fmeta.unroll() if last is None else fmeta.truncated(last)
+        algorithm = fmeta.metasgd(LOSS, steps=3, adjoint=adjoint)
+        rates = {key: 0.2 + 0.05 * random_like(value, len(key)) for key, value in network().items()}
+        return Problem(algorithm, {"params": network(), "lr": rates}, problems.regression_tasks())
+
+    objective = metasgd(squared_error, 3, last=last)
+    return Case(name, make, last is None, lambda meta, tasks: meta_gradient(objective, meta, tasks))
+
+
+def reptile_row(name: str, inner: Inner) -> Case:
+    def make() -> Problem:
+        algorithm = fmeta.reptile(LOSS, inner[0], steps=3)
+        return Problem(algorithm, network(), problems.regression_tasks())
+
+    def reference(meta: Any, tasks: Sequence[Episode]) -> tuple[Any, Tensor]:
+        return reptile(squared_error, inner[1], 3, meta, tasks)
+
+    return Case(name, make, exact=False, reference=reference)
+
+
+def protonet_row(distance: str, scale: float = 1.0, compiled: bool = False) -> Case:
+    def make() -> Problem:
+        algorithm = fmeta.protonet(networks.mlp, distance=distance, ways=WAYS)
+        return Problem(algorithm, network(), problems.classification_tasks(2))
+
+    objective = prototypes.protonet(networks.mlp, WAYS, distance, scale)
+    reference: Reference = lambda meta, tasks: meta_gradient(objective, meta, tasks)  # noqa: E731
+    return Case(f"protonet {distance}", make, exact=True, reference=reference, compiled=compiled)
+
+
+def custom_row(name: str) -> Case:
+    """An algorithm of the tests' own, written as an ``InnerLoop``."""
+    make, objective = custom_loops.OBJECTIVES[name]
+    return Case(name, make, True, lambda meta, tasks: meta_gradient(objective, meta, tasks))
+
+
+def exponential(k: Any) -> Any:
+    """A schedule, of a Python int or of a tensor; its values are exact in float32 too."""
+    return 0.25 * 0.5**k
+
+
+LIMIT = 1.15  # some gradients of the problem are longer, some are not
+RATES = {"body0.weight": 0.1, "body0.bias": 0.4, "head.weight": 0.2, "head.bias": 0.3}
+ADAM = dict(eps_root=1e-2)  # a root with a moderate slope, so that finite differences are accurate
+
+# Every inner rule in fmeta's form and in the reference's
+PLAIN = fmeta.sgd(0.2), rules.sgd(0.2)
+MOMENTUM = fmeta.sgd(0.1, momentum=0.9), rules.sgd(0.1, 0.9)
+NESTEROV = fmeta.sgd(0.1, momentum=0.9, nesterov=True), rules.sgd(0.1, 0.9, True)
+DECAYED = fmeta.sgd(0.2, momentum=0.5, weight_decay=0.1), rules.sgd(0.2, 0.5, weight_decay=0.1)
+SCHEDULED = fmeta.sgd(exponential), rules.sgd(exponential)
+CLIP = fmeta.clip_by_norm(LIMIT, eps=0.0, eps_root=0.0)
+CLIPPED = fmeta.chain(CLIP, fmeta.sgd(0.2)), rules.clipped(rules.sgd(0.2), LIMIT)
+PER_PARAMETER = fmeta.sgd(RATES), rules.sgd(RATES)
+ANCHORED = custom_loops.anchored(0.2, 0.5), rules.anchored(0.2, 0.5)
+ADAPTIVE = fmeta.adam(0.1, **ADAM), rules.adam(0.1, **ADAM)
+
+CASES = (
+    maml_row("maml 1 step", PLAIN, 1),
+    maml_row("maml 3 steps", PLAIN, 3, compiled=True),
+    maml_row("maml without steps", PLAIN, 0),
+    maml_row("maml momentum inside", MOMENTUM, 3),
+    maml_row("maml nesterov inside", NESTEROV, 3),
+    maml_row("maml weight decay inside", DECAYED, 3),
+    maml_row("maml schedule inside", SCHEDULED, 3),
+    maml_row("maml clip inside", CLIPPED, 3),
+    maml_row("maml rate a parameter", PER_PARAMETER, 3),
+    maml_row("maml anchored inside", ANCHORED, 3),
+    maml_row("maml adam inside", ADAPTIVE, 3),
+    maml_row("maml batch a step", PLAIN, 3, per_step=True),
+    maml_row("maml adapts the body", PLAIN, 3, adapts="body0"),
+    maml_row("maml multi-step loss", PLAIN, 3, weights=(0.1, 0.0, 0.3, 0.6)),
+    maml_row("maml other query loss", PLAIN, 2, query_loss=problems.log_cosh_error),
+    maml_row("maml first order", PLAIN, 3, last=0),
+    maml_row("maml first order, momentum and decay", DECAYED, 3, last=0),
+    maml_row("maml first order, adapts the body", PLAIN, 3, last=0, adapts="body0"),
+    maml_row("maml truncated", MOMENTUM, 3, last=1),
+    maml_row("maml truncated, multi-step loss", PLAIN, 3, last=2, weights=(0.1, 0.2, 0.3, 0.4)),
+    maml_row("anil", PLAIN, 3, adapts="head", factory=fmeta.anil),
+    maml_row("anil first order", PLAIN, 3, adapts="head", last=0, factory=fmeta.anil),
+    metasgd_row("metasgd"),
+    metasgd_row("metasgd first order", last=0),
+    reptile_row("reptile", MOMENTUM),
+    reptile_row("reptile adam inside", ADAPTIVE),
+    protonet_row("euclidean", compiled=True),
+    protonet_row("cosine", scale=10.0),
+    model_row("maml BatchNorm", problems.batchnorm_model, [2]),
+    model_row("maml LayerNorm", problems.layernorm_model, [2]),
+    model_row("maml convolution", problems.conv_model, [1, 4, 4]),
+    model_row("maml convolution 1 step", problems.conv_model, [1, 4, 4], steps=1, compiled=True),
+    *(custom_row(name) for name in custom_loops.OBJECTIVES),
+)
+NAMES = [case.name for case in CASES]
+
+
+def each(cases: Sequence[Case]) -> pytest.MarkDecorator:
+    """Run a test once for each of these rows, under their names."""
+    return pytest.mark.parametrize("case", cases, ids=[case.name for case in cases])
+
+
+def case_named(name: str) -> Case:
+    return CASES[NAMES.index(name)]
+
+
+def named_with(*parts: str) -> list[str]:
+    """Names of the rows in which any of the parts occurs; at least one row for each part."""
+    missing = [part for part in parts if not any(part in name for name in NAMES)]
+    assert not missing, f"no case is called {missing}"
+    return [name for name in NAMES if any(part in name for part in parts)]

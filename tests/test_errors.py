@@ -1,0 +1,424 @@
+"""Bad input gets an error that names the call, what was expected and what came; every message is matched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import case_named
+from helpers import assert_trees_close, unstacked
+from problems import EAGER, LOSS, classification_tasks, network, regression_tasks, squared_error
+from reference import networks
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+import fmeta
+from fmeta import Batch, MetaState, Plan, Task
+
+SGD = fmeta.sgd(0.1)
+MAML = fmeta.maml(LOSS, SGD, steps=1)
+TASKS = regression_tasks()
+ENGINES = (EAGER, Plan(engine="nested", compile=False))
+mapped = pytest.mark.parametrize("plan", ENGINES, ids=[plan.engine for plan in ENGINES])
+
+
+def run(loss: Any, tasks: Any = TASKS, plan: Plan = EAGER, meta: Any = None, steps: int = 1) -> Any:
+    algorithm = fmeta.maml(loss, SGD, steps=steps)
+    return fmeta.meta_grad(algorithm, plan)(network() if meta is None else meta, tasks)
+
+
+# Hyperparameters, when an algorithm is made
+
+FACTORIES: dict[str, Callable[..., Any]] = {
+    "maml": fmeta.maml,
+    "anil": fmeta.anil,
+    "reptile": fmeta.reptile,
+    "adapt": lambda loss, inner, **options: fmeta.adapt(loss, network(), TASKS.support, inner, **options),
+}
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_factories_check_their_arguments(name: str) -> None:
+    make = FACTORIES[name]
+    with pytest.raises(ValueError, match=f"{name}: steps must be a non-negative int, got -1. Use steps=0"):
+        make(LOSS, SGD, steps=-1)
+    with pytest.raises(ValueError, match=f"{name}: steps must be a non-negative int, got 1.5"):
+        make(LOSS, SGD, steps=1.5)
+    with pytest.raises(ValueError, match=f"{name}: steps must be a non-negative int, got True"):
+        make(LOSS, SGD, steps=True)
+    with pytest.raises(TypeError, match=f"{name}: loss_fn must be a callable .* got float"):
+        make(0.5, SGD, steps=1)
+    with pytest.raises(TypeError, match=f"{name}: inner must be a Transform, got float. Use fmeta.sgd"):
+        make(LOSS, 0.1, steps=1)
+
+
+@pytest.mark.parametrize("name", ["maml", "anil", "adapt"])
+def test_adjoints_are_records(name: str) -> None:
+    with pytest.raises(TypeError, match=f"{name}: adjoint must be an Adjoint, got str. Use fmeta.unroll"):
+        FACTORIES[name](LOSS, SGD, steps=1, adjoint="first_order")
+    with pytest.raises(TypeError, match=f"{name}: adjoint must be an Adjoint, got function"):
+        FACTORIES[name](LOSS, SGD, steps=1, adjoint=fmeta.first_order)
+
+
+@pytest.mark.parametrize("last", [-1, 1.0, True, None])
+def test_truncated_takes_a_count(last: Any) -> None:
+    with pytest.raises(ValueError, match=f"truncated: last must be a non-negative int, got {last!r}"):
+        fmeta.truncated(last)
+
+
+@pytest.mark.parametrize("name", ["maml", "anil", "reptile"])
+def test_batches_is_one_of_two(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}: batches must be 'whole' or 'per_step', got 'each'"):
+        FACTORIES[name](LOSS, SGD, steps=1, batches="each")
+
+
+def test_metasgd_checks_its_arguments() -> None:
+    with pytest.raises(ValueError, match=r"metasgd: steps must be a non-negative int, got -2"):
+        fmeta.metasgd(LOSS, steps=-2)
+    with pytest.raises(ValueError, match=r"metasgd: batches must be 'whole' or 'per_step', got None"):
+        fmeta.metasgd(LOSS, steps=1, batches=None)  # type: ignore[arg-type]
+    for lr in (0.0, -0.1, float("nan")):
+        with pytest.raises(ValueError, match=r"metasgd: lr must be a positive float, got"):
+            fmeta.metasgd(LOSS, steps=1, lr=lr)
+    with pytest.raises(TypeError, match=r"metasgd: lr must be a positive float, got str"):
+        fmeta.metasgd(LOSS, steps=1, lr="fast")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (0.0, 0.0), (1.0, 1.0, 1.0)])
+def test_step_weights_fit_the_steps(weights: tuple[float, ...]) -> None:
+    with pytest.raises(
+        ValueError, match=r"maml: weights must hold steps \+ 1 = 2 numbers that are not all zero"
+    ):
+        fmeta.maml(LOSS, SGD, steps=1, weights=weights)
+
+
+def test_protonet_checks_its_arguments() -> None:
+    with pytest.raises(TypeError, match=r"protonet: apply must be a callable .* got int. Use `apply, params"):
+        fmeta.protonet(3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"protonet: distance must be one of \['cosine', 'euclidean'\]"):
+        fmeta.protonet(networks.mlp, distance="manhattan")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"protonet: there is no inner loss, got steps above 0"):
+        fmeta.meta_eval(fmeta.protonet(networks.mlp), EAGER, steps=2)(network(), classification_tasks(2))
+
+
+def test_parameters_that_adapt_must_exist() -> None:
+    anil = fmeta.anil(LOSS, SGD, steps=1, adapts="haed")
+    with pytest.raises(ValueError, match=r"select: 'haed' matches no parameter.*Did you mean 'head'"):
+        fmeta.meta_init(anil, SGD, network())
+
+
+def test_predictions_need_a_loss_with_a_model() -> None:
+    with pytest.raises(ValueError, match=r"predict: the loss must carry its model, got a bare function"):
+        MAML.predict(network(), unstacked(TASKS)[0].support, TASKS.query.x[0])
+
+
+# Plans
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine": "fast"}, r"Plan: engine must be one of \('adjoint', 'nested', 'autograd'\), got 'fast'"),
+        ({"tasks": "pmap"}, r"Plan: tasks must be one of \('vmap', 'loop'\), got 'pmap'"),
+        ({"compile": "always"}, r"Plan: compile must be one of \('auto', True, False\), got 'always'"),
+        ({"randomness": None}, r"Plan: randomness must be one of .* got None"),
+        ({"chunk_size": 0}, "Plan: chunk_size must be a positive int .*got 0"),
+        ({"chunk_size": 2.0}, "Plan: chunk_size must be a positive int .*got 2.0"),
+        ({"chunk_size": True}, "Plan: chunk_size must be a positive int .*got True"),
+        ({"remat": -1}, "Plan: remat must be a positive int or None, got -1"),
+        ({"remat": "auto"}, "Plan: remat must be a positive int or None, got 'auto'"),
+        ({"engine": "autograd"}, 'engine="autograd" takes tasks one at a time, got tasks="vmap". Set tasks="loop"'),
+        ({"engine": "autograd", "tasks": "loop", "compile": True}, 'engine="autograd" is never compiled'),
+        ({"engine": "nested", "remat": 2}, "remat belongs to engine=\"adjoint\", got engine='nested'"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_plans_are_checked_where_they_are_given(options: dict[str, Any], message: str) -> None:
+    for make in (fmeta.meta_grad, fmeta.meta_eval):
+        with pytest.raises(ValueError, match=message):
+            make(MAML, Plan(**options))
+    with pytest.raises(ValueError, match=message):
+        fmeta.meta_step(MAML, SGD, Plan(**options))
+
+
+@pytest.mark.parametrize("options", [{"precision": "bf16"}, {"mesh": object()}], ids=["precision", "mesh"])
+def test_what_is_not_there_yet_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(
+        NotImplementedError, match=f"Plan: {next(iter(options))} is not available in this version"
+    ):
+        fmeta.meta_grad(MAML, Plan(**options))
+
+
+# Arguments of a wrong kind
+
+
+def test_arguments_of_a_wrong_kind() -> None:
+    with pytest.raises(TypeError, match=r"plan: expected an fmeta.Plan, got dict"):
+        fmeta.meta_grad(MAML, {"engine": "nested"})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"meta_grad: algorithm must be an Algorithm, got function"):
+        fmeta.meta_grad(LOSS)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"meta_eval: algorithm must be an Algorithm, got InnerLoop"):
+        fmeta.meta_eval(MAML.inner_loop)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"meta_init: algorithm must be an Algorithm, got NoneType"):
+        fmeta.meta_init(None, SGD)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"meta_step: outer must be a Transform, got float"):
+        fmeta.meta_step(MAML, 0.1)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"meta_init: outer must be a Transform, got Plan"):
+        fmeta.meta_init(MAML, Plan(), network())  # type: ignore[arg-type]
+    with pytest.raises(
+        TypeError, match=r"meta_step: state must be a MetaState, got dict. Start with fmeta.meta_init"
+    ):
+        fmeta.meta_step(MAML, SGD, EAGER)(network(), TASKS)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["maml", "anil", "reptile", "metasgd", "protonet"])
+@pytest.mark.parametrize("params", [None, torch.ones(2), {"w": 1.0}], ids=["None", "tensor", "floats"])
+def test_weights_are_needed(name: str, params: Any) -> None:
+    algorithm = (
+        case_named({"maml": "maml 1 step", "protonet": "protonet euclidean"}.get(name, name)).make().algorithm
+    )
+    with pytest.raises(
+        TypeError, match=f"{name}: params must be a dict of tensors, got .* Use `apply, params"
+    ):
+        fmeta.meta_init(algorithm, SGD, params)
+
+
+def test_meta_must_be_tensors() -> None:
+    for meta in (None, {"w": 1.0}, {"w": None}):
+        with pytest.raises(TypeError, match=r"meta_grad: meta must be a tree of tensors, got"):
+            fmeta.meta_grad(MAML, EAGER)(meta, TASKS)
+    with pytest.raises(TypeError, match=r"meta_step: meta must be a tree of tensors, got float"):
+        state = MetaState({"w": 1.0}, (), torch.zeros((), dtype=torch.int64))
+        fmeta.meta_step(MAML, SGD, EAGER)(state, TASKS)
+
+
+@pytest.mark.parametrize("steps", [-1, [], [0, -2], [1.5], "3", True])
+def test_steps_of_an_evaluation(steps: Any) -> None:
+    with pytest.raises(ValueError, match=r"meta_eval: steps must be non-negative ints, got .* Write steps="):
+        fmeta.meta_eval(MAML, EAGER, steps=steps)
+
+
+# Tasks
+
+
+def test_every_leaf_has_as_many_tasks() -> None:
+    fewer = TASKS._replace(query=Batch(TASKS.query.x[:2], TASKS.query.y[:2]))
+    message = r"tasks.support.x has 3 tasks but tasks.query.x has 2 in dim 0"
+    with pytest.raises(ValueError, match=f"meta_grad: {message}"):
+        run(LOSS, fewer)
+    with pytest.raises(ValueError, match=f"meta_eval: {message}"):
+        fmeta.meta_eval(MAML, EAGER)(network(), fewer)
+    with pytest.raises(ValueError, match=f"meta_step: {message}"):
+        fmeta.meta_step(MAML, SGD, EAGER)(fmeta.meta_init(MAML, SGD, network()), fewer)
+
+
+def test_no_tasks() -> None:
+    empty = Task(*(Batch(batch.x[:0], batch.y[:0]) for batch in TASKS))
+    with pytest.raises(ValueError, match=r"meta_grad: expected at least one task, got 0"):
+        run(LOSS, empty)
+    with pytest.raises(ValueError, match=r"meta_grad: tasks hold no tensors"):
+        run(LOSS, Task(Batch((), ()), Batch((), ())))
+    with pytest.raises(TypeError, match=r"meta_grad: tasks must be a Task .*got list of length 0"):
+        run(LOSS, [], Plan(tasks="loop", compile=False))
+
+
+def test_tasks_of_a_wrong_kind() -> None:
+    with pytest.raises(TypeError, match=r"meta_grad: tasks must be a Task of stacked batches, got Batch"):
+        run(LOSS, TASKS.support)
+    with pytest.raises(TypeError, match=r"meta_grad: tasks must be a Task of stacked batches, got dict"):
+        run(LOSS, {"support": TASKS.support, "query": TASKS.query})
+    with pytest.raises(TypeError, match=r"meta_grad: tasks.query.y\[0\]\[0\] must be a tensor, got float"):
+        run(LOSS, TASKS._replace(query=Batch(TASKS.query.x, [[1.0]] * 3)))
+    with pytest.raises(
+        ValueError, match=r"meta_grad: tasks.support.y must have a leading task axis, got a scalar"
+    ):
+        run(LOSS, TASKS._replace(support=Batch(TASKS.support.x, torch.tensor(1.0))))
+    with pytest.raises(ValueError, match=r"meta_grad: a sequence of 1 tasks needs one shape or a loop"):
+        run(LOSS, [unstacked(TASKS)[0]])
+
+
+# Losses
+
+
+@mapped
+def test_a_loss_is_one_floating_number(plan: Plan) -> None:
+    per_example = lambda p, b: (((networks.mlp(p, b.x) - b.y) ** 2).mean(1), {})  # noqa: E731
+    with pytest.raises(
+        ValueError, match=r"meta_grad: the query loss must be a floating scalar, got shape \(5,\)"
+    ):
+        run(per_example, plan=plan)
+    count = lambda p, b: ((networks.mlp(p, b.x) > b.y).sum(), {})  # noqa: E731
+    with pytest.raises(ValueError, match=r"must be a floating scalar, got shape \(\) of torch.int64"):
+        run(count, plan=plan)
+    with pytest.raises(TypeError, match=r"must return \(scalar, metrics\), got a float"):
+        run(lambda p, b: 1.0, plan=plan)
+    with pytest.raises(TypeError, match=r"must return \(scalar, metrics\), got a tuple of 3"):
+        run(lambda p, b: (squared_error(p, tuple(b)), {}, {}), plan=plan)
+    vector = lambda p, b: (squared_error(p, tuple(b)), {"all": torch.ones(2)})  # noqa: E731
+    with pytest.raises(
+        ValueError, match=r"metric 'all' must be a tensor without dimensions, got a tensor of shape"
+    ):
+        run(vector, plan=plan)
+    number = lambda p, b: (squared_error(p, tuple(b)), {"half": 0.5})  # noqa: E731
+    with pytest.raises(ValueError, match=r"metric 'half' must be a tensor without dimensions, got a float"):
+        run(number, plan=plan)
+
+
+def test_a_bare_scalar_is_a_loss_without_metrics() -> None:
+    got, metrics = run(lambda p, b: squared_error(p, tuple(b)))
+    assert_trees_close(got, run(LOSS)[0], 1e-12)
+    assert sorted(metrics) == ["finite", "first_bad", "loss"]
+
+
+def reads_a_value(params: dict[str, Tensor], batch: Batch) -> Tensor:
+    return squared_error(params, tuple(batch)) * (1.0 + 0 * batch.x.mean().item())
+
+
+def branches_on_a_value(params: dict[str, Tensor], batch: Batch) -> Tensor:
+    loss = squared_error(params, tuple(batch))
+    return loss if loss > 0 else -loss
+
+
+@mapped
+@pytest.mark.parametrize("loss", [reads_a_value, branches_on_a_value])
+def test_losses_that_read_values(loss: Any, plan: Plan) -> None:
+    message = r'reads the value of a tensor .*cannot be batched.* Plan\(engine="autograd", tasks="loop"\)'
+    with pytest.raises(ValueError, match=f"meta_grad: the loss {message}"):
+        run(loss, plan=plan)
+
+
+@pytest.mark.parametrize("loss", [reads_a_value, branches_on_a_value])
+def test_what_the_message_advises_works(loss: Any) -> None:
+    got, _ = run(loss, plan=Plan(engine="autograd", tasks="loop"))
+    assert_trees_close(got, run(LOSS)[0], 1e-10)
+
+
+@mapped
+def test_one_hot_is_no_read_of_values(plan: Plan) -> None:
+    """torch looks at the labels when it is called eagerly, and not under vmap."""
+
+    def one_hot_error(params: dict[str, Tensor], batch: Batch) -> Tensor:
+        return (networks.mlp(params, batch.x) - F.one_hot(batch.y, 3)).square().mean()
+
+    def eye_error(params: dict[str, Tensor], batch: Batch) -> Tensor:
+        return (networks.mlp(params, batch.x) - torch.eye(3)[batch.y]).square().mean()
+
+    tasks = classification_tasks(2)
+    assert_trees_close(run(one_hot_error, tasks, plan)[0], run(eye_error, tasks, plan)[0], 1e-12)
+
+
+@mapped
+def test_losses_that_change_their_inputs(plan: Plan) -> None:
+    def in_place(params: dict[str, Tensor], batch: Batch) -> Tensor:
+        batch.x.mul_(2.0)
+        return squared_error(params, tuple(batch))
+
+    tasks = Task(*(Batch(batch.x.clone(), batch.y.clone()) for batch in TASKS))
+    with pytest.raises(ValueError, match=r"meta_grad: a loss must not change its inputs, got an in-place"):
+        run(in_place, tasks, plan)
+
+
+@mapped
+def test_losses_that_write_to_a_captured_tensor(plan: Plan) -> None:
+    seen = torch.zeros((), dtype=torch.float64)
+
+    def counts(params: dict[str, Tensor], batch: Batch) -> Tensor:
+        seen.add_(batch.x.mean())
+        return squared_error(params, tuple(batch))
+
+    with pytest.raises(ValueError, match=r"meta_grad: the loss writes to a captured tensor in place"):
+        run(counts, plan=plan)
+
+
+@mapped
+def test_checkpoints_inside_a_loss(plan: Plan) -> None:
+    def checkpointed(params: dict[str, Tensor], batch: Batch) -> Tensor:
+        return checkpoint(lambda p: squared_error(p, tuple(batch)), params, use_reentrant=False)
+
+    with pytest.raises(
+        ValueError, match=r"meta_grad: the loss uses torch.utils.checkpoint, which torch.func refuses"
+    ):
+        run(checkpointed, plan=plan)
+
+
+class Double(torch.autograd.Function):
+    """An operation in the old form, which torch.func does not take."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return 2 * grad
+
+
+def doubled(params: dict[str, Tensor], batch: Batch) -> Tensor:
+    return 0.5 * Double.apply(squared_error(params, tuple(batch)))
+
+
+@mapped
+def test_operations_that_torch_func_refuses(plan: Plan) -> None:
+    message = r'meta_grad: the loss uses an operation .* refuses. Use Plan\(engine="autograd", tasks="loop"\)'
+    with pytest.raises(ValueError, match=message):
+        run(doubled, plan=plan)
+    got, _ = run(doubled, plan=Plan(engine="autograd", tasks="loop"))
+    assert_trees_close(got, run(LOSS)[0], 1e-10)
+
+
+@mapped
+def test_native_norms_of_a_loss_are_rewritten_or_refused(plan: Plan) -> None:
+    """Their second derivative is silently wrong under vmap: never a wrong number."""
+
+    def functional(params: dict[str, Tensor], batch: Batch) -> Tensor:
+        hidden = F.layer_norm(batch.x @ params["w"], (3,), params["scale"])
+        return (torch.tanh(hidden) - batch.y).square().mean()
+
+    def native(params: dict[str, Tensor], batch: Batch) -> Tensor:
+        hidden = torch.ops.aten.native_layer_norm(batch.x @ params["w"], [3], params["scale"], None, 1e-5)[0]
+        return (torch.tanh(hidden) - batch.y).square().mean()
+
+    meta = {"w": torch.eye(2, 3, dtype=torch.float64), "scale": torch.ones(3, dtype=torch.float64)}
+    got, _ = run(functional, plan=plan, meta=meta)
+    want, _ = run(functional, plan=Plan(engine="autograd", tasks="loop"), meta=meta)
+    assert_trees_close(got, want, 1e-10)
+    with pytest.raises(
+        NotImplementedError, match=r"the loss calls torch.ops.aten.native_layer_norm, whose second"
+    ):
+        run(native, plan=plan, meta=meta)
+
+
+def test_labels_of_a_loss() -> None:
+    loss = fmeta.losses.cross_entropy(networks.mlp)
+    tasks = classification_tasks(2)
+    with pytest.raises(TypeError, match=r"cross_entropy: labels must be integers, got torch.float64"):
+        run(loss, Task(*(batch._replace(y=batch.y.double()) for batch in tasks)))
+    for label in (3, -1):
+        wrong = tasks.query.y.clone()
+        wrong[2, 0] = label
+        with pytest.raises(
+            ValueError, match=f"cross_entropy: labels must be in 0..2 for 3 outputs, got {label}"
+        ):
+            run(loss, tasks._replace(query=tasks.query._replace(y=wrong)))
+
+
+class MineError(Exception):
+    """The user's own."""
+
+
+@mapped
+def test_the_users_own_errors_pass_and_leave_nothing_behind(plan: Plan) -> None:
+    calls: list[None] = []
+
+    def fails_later(params: dict[str, Tensor], batch: Batch) -> Tensor:
+        calls.append(None)
+        if len(calls) > 8:
+            raise MineError("mine")
+        return squared_error(params, tuple(batch))
+
+    with pytest.raises(MineError, match=r"mine"):
+        run(fails_later, plan=plan, steps=9)
+    assert_trees_close(run(LOSS, plan=plan)[0], run(LOSS)[0], 1e-12)
