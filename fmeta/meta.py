@@ -62,7 +62,7 @@ def meta_grad(algorithm: Algorithm, plan: Plan = Plan()) -> Callable[[Tree, Task
         grads, report = runner.gradient("meta_grad", meta, tasks)
         return grads, summary(grads, *report)
 
-    return gradient
+    return runner.replayed(gradient)
 
 
 def meta_step(
@@ -100,7 +100,7 @@ def meta_step(
 
     finished = runner.once("update", finish)
 
-    def step(state: MetaState, tasks: TaskBatch) -> tuple[MetaState, Metrics]:
+    def whole(state: MetaState, tasks: TaskBatch) -> tuple[MetaState, Metrics]:
         if not isinstance(state, MetaState):
             raise TypeError(
                 f"meta_step: state must be a MetaState, got {type(state).__name__}. "
@@ -109,7 +109,7 @@ def meta_step(
         grads, report = runner.gradient("meta_step", state.meta, tasks)
         return finished(state, grads, *report)
 
-    return step
+    return runner.replayed(whole)
 
 
 def meta_eval(
@@ -138,7 +138,7 @@ def meta_eval(
         found = runner.metrics("meta_eval", meta, tasks, at)
         return found if isinstance(steps, Sequence) else {name: value[:, 0] for name, value in found.items()}
 
-    return evaluate
+    return runner.replayed(evaluate)
 
 
 def summary(grads: Tree, metrics: Metrics, ok: Tensor) -> Metrics:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from fmeta import tree
 from fmeta.adapt import batch_of_step, with_metrics
@@ -32,6 +33,7 @@ class Record(TorchDispatchMode):
         self.norms: set[str] = set()
         self.reads: set[str] = set()
         self.mixed: set[str] = set()
+        self.flops = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Note the operation and run it."""
@@ -44,7 +46,10 @@ class Record(TorchDispatchMode):
             self.mixed.add(name)
         if name == "_local_scalar_dense":
             self.reads.add(name)
-        return func(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func._overloadpacket)
+        self.flops += count(*args, **(kwargs or {}), out_val=out) if count else 0
+        return out
 
 
 class Found(NamedTuple):
@@ -52,13 +57,15 @@ class Found(NamedTuple):
 
     random: bool
     captures: bool  # something the caller differentiates reaches the loop through a closure
+    flops: int = 0  # of matrix products and convolutions, in one support loss and one query loss of one task
 
 
 def inspect(loop: InnerLoop, plan: Plan, meta: Tree, tasks: Task) -> Found:
     """Run one task's functions eagerly and check what they do."""
     record, captures = Record(), False
     meta = tree.map(own, meta)
-    for task in extreme_tasks(tasks):
+    chosen = extreme_tasks(tasks)
+    for task in chosen:
         versions = [(name, leaf, leaf._version) for name, leaf in tree.paths((meta, task))]
         with torch.random.fork_rng(), differentiable():
             with checking_labels():
@@ -72,7 +79,7 @@ def inspect(loop: InnerLoop, plan: Plan, meta: Tree, tasks: Task) -> Found:
                     f"shape {tuple(leaf.shape)} ({name}). Write x = x + y instead of x += y."
                 )
     refuse(plan, record)
-    return Found(bool(record.random), captures)
+    return Found(bool(record.random), captures, record.flops // len(chosen))
 
 
 def evaluate(loop: InnerLoop, meta: Tree, task: Task) -> bool:

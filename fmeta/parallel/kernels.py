@@ -15,13 +15,16 @@ import pathlib
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from fmeta import tree
 from fmeta.functional import differentiable
+from fmeta.parallel.program import FlatKernel, Recorder
+from fmeta.parallel.rewrite import multiply_and_sum
+from fmeta.parallel.trace import own_copy, trace
 from fmeta.types import MetaLearningWarning, Plan
 
 TESTED = ("2.14",)  # the torch releases whose private compiler entry points this file was tested with
@@ -42,13 +45,20 @@ def cache_folder() -> pathlib.Path:
     )
 
 
+class Built(NamedTuple):
+    """A compiled function of a list of tensors, and the structure of its result."""
+
+    run: FlatKernel
+    out_spec: Any
+
+
 class Kernel:
     """One function of pytrees of tensors, compiled once for every combination of shapes it is called with."""
 
     def __init__(self, name: str, fn: Callable[..., Any], plan: Plan) -> None:
         """Nothing is traced before the first call."""
         self.name, self.fn, self.plan = name, fn, plan
-        self.compiled: dict[Any, Callable[..., Any]] = {}
+        self.compiled: dict[Any, Built | None] = {}
         self.compile_seconds = 0.0
 
     def __call__(self, *args: Any) -> Any:
@@ -56,19 +66,25 @@ class Kernel:
         flat, spec = tree.flatten(args)
         flat = [x.contiguous() for x in flat]  # a kernel is compiled for one layout
         key = (spec, *((x.shape, x.dtype, x.device) for x in flat))
-        run = self.compiled.get(key)
-        if run is None:
-            run = self.compiled[key] = self.build(flat, spec)
-        return run(args, flat)
+        if key not in self.compiled:
+            self.compiled[key] = self.build(flat, spec)
+        built, recorder = self.compiled[key], Recorder.active
+        if built is None:
+            if recorder:
+                recorder.broken = True
+            with differentiable():
+                return self.fn(*args)
+        out = recorder.kernel(built.run, flat) if recorder else built.run(flat)
+        return tree.unflatten(out, built.out_spec)
 
-    def build(self, flat: list[Tensor], spec: Any) -> Callable[..., Any]:
-        """Compile for the shapes of ``flat``, or fall back to the plain function and say so once."""
+    def build(self, flat: list[Tensor], spec: Any) -> Built | None:
+        """Compile for the shapes of ``flat``; None, and a warning said once, where it cannot be done."""
         begin = time.perf_counter()
         try:
             why = reason_not_to_compile()
             if why:
                 raise CannotCompile(why)
-            kernel, out_spec = compile_flat(self.fn, flat, spec)
+            built = compile_flat(self.fn, flat, spec)
         except Exception as error:
             if self.plan.compile is True:
                 raise RuntimeError(
@@ -76,9 +92,9 @@ class Kernel:
                     'Use compile="auto" to run it uncompiled.'
                 ) from error
             warn_once(f"fmeta runs uncompiled: {first_line(error)}", self.name)
-            return lambda args, flat: self.fn(*args)
+            return None
         self.compile_seconds += time.perf_counter() - begin
-        return lambda args, flat: tree.unflatten(kernel(flat), out_spec)
+        return built
 
 
 def first_line(error: Exception) -> str:
@@ -106,11 +122,11 @@ def reason_not_to_compile() -> str:
     return ""
 
 
-def compile_flat(
-    fn: Callable[..., Any], flat: list[Tensor], spec: Any
-) -> tuple[Callable[..., list[Tensor]], Any]:
-    """Trace ``fn`` on tensors like ``flat`` and compile the graph; returns the kernel and its output structure."""
-    graph, out_spec, constants = trace(fn, flat, spec)
+def compile_flat(fn: Callable[..., Any], flat: list[Tensor], spec: Any) -> Built:
+    """Trace ``fn`` on tensors like ``flat`` and compile the graph."""
+    traced = trace(fn, flat, spec)
+    multiply_and_sum(traced.graph.graph)
+    traced.graph.recompile()
     with quiet(), cache_environment(), torch.no_grad():
         from torch._inductor.compile_fx import compile_fx
         from torch._subclasses import FakeTensorMode
@@ -118,62 +134,10 @@ def compile_flat(
 
         # inductor's caches on disk pass over a graph whose fake tensors know no shape environment
         fake = FakeTensorMode(shape_env=ShapeEnv())
-        example = [fake.from_tensor(own_copy(x), static_shapes=True) for x in [*flat, *constants]]
-        compiled: Any = compile_fx(graph, example)
-    return (lambda inputs: compiled(*inputs, *constants)), out_spec
-
-
-def trace(fn: Callable[..., Any], flat: list[Tensor], spec: Any) -> tuple[fx.GraphModule, Any, list[Tensor]]:
-    """``fn`` as an ATen graph of flat tensors; tensors it had captured become inputs, returned as the last."""
-    from torch._functorch.compile_utils import (
-        fx_graph_cse,
-    )  # late: this part of torch takes seconds to import
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    structure: list[Any] = []
-
-    def of_leaves(*leaves: Tensor) -> list[Tensor]:
-        with differentiable():
-            out, out_spec = tree.flatten(fn(*tree.unflatten(list(leaves), spec)))
-        structure[:] = [out_spec]
-        return out
-
-    # Real mode: fake tensors break the forward derivative of convolutions in 2.14. It takes two inputs that
-    # are one tensor object for a single input, silently, so every example is a copy of its own.
-    with torch.no_grad(), quiet():
-        graph = make_fx(of_leaves, tracing_mode="real")(*[own_copy(x) for x in flat])
-    graph.graph.eliminate_dead_code()
-    graph = fx.GraphModule(graph, fx_graph_cse(graph.graph))
-    constants = lift_constants(graph)
-    graph.recompile()
-    return graph, structure[0], constants
-
-
-def own_copy(x: Tensor) -> Tensor:
-    """A copy that shares nothing with the original."""
-    return x.detach().clone(memory_format=torch.contiguous_format)
-
-
-def lift_constants(graph: fx.GraphModule) -> list[Tensor]:
-    """Turn captured tensors (buffers, a user's rate tensor) into inputs, so that they stay references."""
-    constants: list[Tensor] = []
-    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    anchor = inputs[-1] if inputs else next(iter(graph.graph.nodes))
-    lifted: dict[int, fx.Node] = {}
-    for node in [n for n in graph.graph.nodes if n.op == "get_attr"]:
-        value = graph
-        for part in str(node.target).split("."):
-            value = getattr(value, part)
-        if not isinstance(value, Tensor):
-            continue
-        if id(value) not in lifted:
-            with graph.graph.inserting_after(anchor):
-                anchor = lifted[id(value)] = graph.graph.placeholder(f"constant_{len(constants)}")
-            anchor.meta["val"] = value
-            constants.append(value)
-        node.replace_all_uses_with(lifted[id(value)])
-        graph.graph.erase_node(node)
-    return constants
+        example = [fake.from_tensor(own_copy(x), static_shapes=True) for x in [*flat, *traced.constants]]
+        compiled: Any = compile_fx(traced.graph, example)
+    constants = traced.constants
+    return Built(lambda inputs: compiled(*inputs, *constants), traced.out_spec)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from fmeta.parallel.boundary import check_meta, check_tasks, inside_transform, s
 from fmeta.parallel.derivatives import load_forward_mode
 from fmeta.parallel.inspect import Found, inspect
 from fmeta.parallel.kernels import Kernel, warn_once
+from fmeta.parallel.program import Recorder, Replay
 from fmeta.parallel.reference import autograd_curve, autograd_engine, nested_engine
 from fmeta.parallel.steps import KERNELS, Steps
 from fmeta.parallel.traits import Traits, probe
@@ -26,10 +28,16 @@ from fmeta.types import InnerLoop, Plan, Task, TaskBatch, Tree
 Metrics = dict[str, Tensor]
 
 
+LAUNCH_BOUND = 100e6
+"""Flops of the losses of a chunk below which a single inner step is better one kernel than three."""
+
+
 class Mode:
     """How one call runs: inside the caller's transform or not, compiled or not, random or not."""
 
-    def __init__(self, plan: Plan, inside: bool, random: bool, training: bool = True) -> None:
+    def __init__(
+        self, plan: Plan, inside: bool, random: bool, training: bool = True, flops: float = math.inf
+    ) -> None:
         """Decide, or raise where ``compile=True`` cannot be had."""
         self.inside, self.random = inside, random
         why = ""
@@ -45,6 +53,7 @@ class Mode:
         # which is a reference, and evaluation, which is seldom called often enough to win its compile time back.
         worth_it = training and plan.engine == "adjoint" and plan.tasks == "vmap"
         self.compiled = (plan.compile is True or (plan.compile == "auto" and worth_it)) and not why
+        self.merged = self.compiled and worth_it and flops < LAUNCH_BOUND
 
 
 Build = Callable[[InnerLoop, Mode], Callable[..., Any]]
@@ -62,6 +71,10 @@ class Runner:
         self.built: dict[Any, Any] = {}
         self.kernels: dict[str, Kernel] = {}
         self.chunk = None if plan.chunk_size == "auto" else plan.chunk_size
+
+    def replayed(self, fn: Callable[..., Any]) -> Replay:
+        """A whole call, replayed where it is made of kernels."""
+        return Replay(fn, self.plan.engine == "adjoint" and self.plan.compile is not False)
 
     def kernel(self, name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
         """A compiled form of a function of tensors."""
@@ -82,7 +95,8 @@ class Runner:
             with torch.set_grad_enabled(inside), differentiable(), torch.random.fork_rng():
                 k = torch.zeros((), dtype=torch.int64, device=tree.device(meta, tasks))
                 self.traits = probe(self.loop, meta, tree.select(tasks, 0), k)
-        return Mode(self.plan, inside or found.captures, found.random, training)
+        flops = found.flops * tree.leaves(tasks)[0].shape[0]
+        return Mode(self.plan, inside or found.captures, found.random, training, flops)
 
     def steps(self, loop: InnerLoop, compiled: bool) -> Any:
         """The pieces of a meta-gradient, as kernels where compiled."""
@@ -101,8 +115,9 @@ class Runner:
         if plan.engine == "nested" or torch.compiler.is_compiling():
             engine = nested_engine(loop, plan.randomness)
             return self.kernel("nested", engine) if mode.compiled else engine
-        traits = self.traits or Traits()
-        return adjoint_engine(loop, self.steps(loop, mode.compiled), traits, plan.remat)
+        traits, merged = self.traits or Traits(), mode.merged and loop.steps <= 1
+        engine = adjoint_engine(loop, self.steps(loop, mode.compiled and not merged), traits, plan.remat)
+        return self.kernel("whole", engine) if merged else engine
 
     def evaluator(self, at: tuple[int, ...], loop: InnerLoop, mode: Mode) -> Callable[[Tree, Task], Metrics]:
         """Metrics of one chunk after each number of updates."""
@@ -177,9 +192,11 @@ class Runner:
 
     def attempt(self, make: Any, loop: InnerLoop, mode: Mode, meta: Tree, chunk: Task) -> Any:
         """Run one chunk with the function built for this mode."""
+        if Recorder.active and not mode.compiled:
+            Recorder.active.broken = True
         if mode.random or torch.compiler.is_compiling():
             return make(loop, mode)(meta, chunk)
-        key = (getattr(make, "args", ()), mode.compiled)
+        key = (getattr(make, "args", ()), mode.compiled, mode.merged)
         if key not in self.built:
             self.built[key] = make(loop, mode)
         return self.built[key](meta, chunk)
