@@ -18,6 +18,7 @@ from fmeta.parallel.boundary import check_meta, check_tasks, inside_transform, s
 from fmeta.parallel.derivatives import load_forward_mode
 from fmeta.parallel.inspect import Found, inspect
 from fmeta.parallel.kernels import Kernel, warn_once
+from fmeta.parallel.mesh import Share, ranks_of
 from fmeta.parallel.reference import autograd_curve, autograd_engine, nested_engine
 from fmeta.parallel.steps import KERNELS, Steps
 from fmeta.parallel.traits import Traits, probe
@@ -56,7 +57,7 @@ class Runner:
     def __init__(self, loop: InnerLoop, plan: Plan) -> None:
         """Nothing is looked at before the first call."""
         load_forward_mode()
-        self.loop, self.plan = loop, plan
+        self.loop, self.plan, self.ranks = loop, plan, ranks_of(plan.mesh)
         self.looked_at: dict[Any, Found] = {}
         self.traits: Traits | None = None
         self.built: dict[Any, Any] = {}
@@ -122,48 +123,61 @@ class Runner:
 
     def gradient(self, call: str, meta: Tree, tasks: TaskBatch) -> tuple[Tree, Report]:
         """Mean meta-gradient and the report of all tasks."""
-        parts = self.over_chunks(call, meta, tasks, self.engine, training=True)
-        total = sum(count for count, _ in parts)
-        if len(parts) == 1:
-            return parts[0][1]
+        share, parts = self.over_chunks(call, meta, tasks, self.engine, training=True)
         grads: Tree = None
         for count, (part, _) in parts:
-            share = tree.map(lambda x, w=count / total: x * w if x.is_floating_point() else x, part)
-            grads = share if grads is None else tree.add(grads, share)
+            if count != share.total:
+                weight = count / share.total
+                part = tree.map(lambda x, w=weight: x * w if x.is_floating_point() else x, part)
+            grads = part if grads is None else tree.add(grads, part)
         reports = [report for _, (_, report) in parts]
         metrics = {name: torch.cat([r[0][name] for r in reports]) for name in reports[0][0]}
-        return grads, (metrics, torch.cat([r[1] for r in reports], dim=1))
+        grads, (metrics, ok) = self.ranks.join(share, grads, (metrics, torch.cat([r[1].mT for r in reports])))
+        return grads, (metrics, ok.mT)
 
     def metrics(self, call: str, meta: Tree, tasks: TaskBatch, at: tuple[int, ...]) -> Metrics:
         """Metrics ``[task, len(at)]`` of all tasks."""
         make = partial(self.evaluator, at)
-        parts = [part for _, part in self.over_chunks(call, meta, tasks, make, training=False)]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        share, found = self.over_chunks(call, meta, tasks, make, training=False)
+        parts = [part for _, part in found]
+        return self.ranks.join(share, (), {name: torch.cat([p[name] for p in parts]) for name in parts[0]})[1]
 
     def over_chunks(
         self, call: str, meta: Tree, tasks: TaskBatch, make: Build, training: bool
-    ) -> list[tuple[int, Any]]:
-        """Run ``make(loop, mode)`` on every chunk of tasks: ``[(tasks in the chunk, result), ...]``."""
+    ) -> tuple[Share, list[tuple[int, Any]]]:
+        """Run ``make(loop, mode)`` on every chunk of this rank's tasks: ``[(tasks in the chunk, result), ...]``."""
         check_meta(call, meta)
-        batches = check_tasks(call, tasks, self.plan)
-        results, seed = [], 0
+        self.ranks.check_device(call, meta)
+        batches, mapped = check_tasks(call, tasks, self.plan), self.plan.tasks == "vmap"
+        total = tree.leaves(batches[0])[0].shape[0] if mapped else len(batches)
+        # A chunk that draws its masks together is never parted, whatever the number of ranks.
+        unit = (self.chunk or total) if mapped and self.plan.randomness == "different" else 1
+        share, seed = self.ranks.share(total, unit), 0
+        if self.plan.randomness != "error" and not torch.compiler.is_compiling():
+            seed = self.ranks.agree(int(torch.randint(2**62, ())))
+        numbered = [(share.begin // unit, batches[0])] if mapped else list(enumerate(batches))[share.rows]
+        results = []
         with translated(call):
-            for number, batch in enumerate(batches):
-                mode = self.look(meta, batch, training)
-                if mode.random and (number == 0 or self.plan.randomness == "different"):
-                    seed = int(torch.randint(2**62, ()))
+            for first, batch in numbered:
+                mode = self.look(
+                    meta, batch, training
+                )  # at all tasks, so that every rank finds what is wrong
+                self.ranks.check_outside(call, mode.inside)
+                own = tree.map(lambda leaf: leaf[share.rows], batch) if mapped and self.plan.mesh else batch
                 with surroundings(mode):
-                    results += self.over_chunks_of(batch, make, mode, meta, seed)
-        return results
+                    results += self.over_chunks_of(own, make, mode, meta, seed, first)
+        return share, results
 
     def over_chunks_of(
-        self, batch: Task, make: Any, mode: Mode, meta: Tree, seed: int
+        self, batch: Task, make: Any, mode: Mode, meta: Tree, seed: int, first: int
     ) -> list[tuple[int, Any]]:
-        """The chunks of one stacked batch; with ``chunk_size="auto"`` halves them when memory runs out."""
+        """The chunks of one stacked batch, the first of which has the number ``first`` in the whole; with
+        ``chunk_size="auto"`` halves them when memory runs out, on the rank where it does: sizes change nothing.
+        """
         while True:
             results = []
             try:
-                for number, (count, chunk) in enumerate(self.chunks(batch)):
+                for number, (count, chunk) in enumerate(self.chunks(batch), start=first):
                     own = seed + 1009 * number if self.plan.randomness == "different" else seed
                     loop = reseeded(self.loop, own) if mode.random else self.loop
                     results.append((count, self.attempt(make, loop, mode, meta, chunk)))
