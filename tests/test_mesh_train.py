@@ -21,7 +21,7 @@ from tiny_runs import losses
 from fmeta.parallel import ALONE, Elsewhere, Processes, launched
 from fmeta.train import baselines, cli
 from fmeta.train.checkpoint import read
-from fmeta.train.experiment import pick_device
+from fmeta.train.device import pick_device
 from fmeta.train.logging import read_metrics
 
 ROOT = Path(__file__).parents[1]
