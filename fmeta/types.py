@@ -146,9 +146,13 @@ class Plan:
         remat: length of the blocks of inner steps that are recomputed in the backward loop, so that only
             ``steps / remat + remat`` carries are kept; None keeps all.
         precision: None computes in the dtype of the parameters.
-        mesh: tasks are sharded over the ranks of this ``DeviceMesh``.
+        mesh: a ``torch.distributed`` ``DeviceMesh``; tasks are sharded over its axis ``task`` (or its only axis),
+            other axes take no part. Every rank calls with the same state and the same whole batch, computes
+            its own tasks and gets the results of all: means over all tasks, metrics ``[task]`` and
+            ``first_bad`` as one process has them, up to the order of summation. Any number of tasks will do.
         randomness: what a random operation (dropout) in a loss may do: refused; one mask a task; the same
-            mask in every task. A random loss runs uncompiled.
+            mask in every task. A random loss runs uncompiled. Rank 0's random state counts; on a mesh
+            ``"different"`` needs a ``chunk_size`` (or ``tasks="loop"``), whose chunks are never parted.
     """
 
     engine: Literal["adjoint", "nested", "autograd"] = "adjoint"

@@ -4,6 +4,17 @@ The only place where vmap, compilation and distribution appear. Nothing below it
 """
 
 from fmeta.parallel.boundary import check_algorithm, check_plan
+from fmeta.parallel.processes import ALONE, Elsewhere, Processes, Votes, launched, processes
 from fmeta.parallel.run import Runner
 
-__all__ = ["Runner", "check_algorithm", "check_plan"]
+__all__ = [
+    "ALONE",
+    "Elsewhere",
+    "Processes",
+    "Runner",
+    "Votes",
+    "check_algorithm",
+    "check_plan",
+    "launched",
+    "processes",
+]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fmeta import tree
+from fmeta.parallel.mesh import check_mesh
 from fmeta.types import Algorithm, InnerLoop, Plan, Task, Tree
 
 # What torch says, and what a user can do about it.
@@ -89,11 +90,11 @@ def check_plan(plan: Plan) -> None:
         raise ValueError('Plan: engine="autograd" is never compiled, got compile=True. Use compile="auto".')
     if plan.remat is not None and plan.engine != "adjoint":
         raise ValueError(f'Plan: remat belongs to engine="adjoint", got engine={plan.engine!r}.')
-    for name in ("precision", "mesh"):
-        if getattr(plan, name) is not None:
-            raise NotImplementedError(
-                f"Plan: {name} is not available in this version, got {getattr(plan, name)!r}."
-            )
+    if plan.precision is not None:
+        raise NotImplementedError(
+            f"Plan: precision is not available in this version, got {plan.precision!r}."
+        )
+    check_mesh(plan)
 
 
 def check_algorithm(call: str, algorithm: Any) -> InnerLoop:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import SimpleNamespace
@@ -19,6 +17,8 @@ from fmeta.parallel.boundary import check_meta, check_tasks, inside_transform, s
 from fmeta.parallel.derivatives import load_forward_mode
 from fmeta.parallel.inspect import Found, inspect
 from fmeta.parallel.kernels import Kernel, warn_once
+from fmeta.parallel.mesh import Share, ranks_of
+from fmeta.parallel.mode import Mode, out_of_memory, reseeded, surroundings
 from fmeta.parallel.program import Recorder, Replay
 from fmeta.parallel.reference import autograd_curve, autograd_engine, nested_engine
 from fmeta.parallel.steps import KERNELS, Steps
@@ -26,34 +26,6 @@ from fmeta.parallel.traits import Traits, probe
 from fmeta.types import InnerLoop, Plan, Task, TaskBatch, Tree
 
 Metrics = dict[str, Tensor]
-
-
-LAUNCH_BOUND = 100e6
-"""Flops of the losses of a chunk below which a single inner step is better one kernel than three."""
-
-
-class Mode:
-    """How one call runs: inside the caller's transform or not, compiled or not, random or not."""
-
-    def __init__(
-        self, plan: Plan, inside: bool, random: bool, training: bool = True, flops: float = math.inf
-    ) -> None:
-        """Decide, or raise where ``compile=True`` cannot be had."""
-        self.inside, self.random = inside, random
-        why = ""
-        if inside:
-            why = "the caller's own grad, vmap or torch.compile is under way"
-        elif random:
-            why = "the loss is random"
-        if plan.compile is True and why:
-            raise ValueError(
-                f"Plan(compile=True): kernels cannot be compiled here, because {why}. Use 'auto'."
-            )
-        # Compiled on demand only: tasks taken one at a time, which may each have other shapes, the nested engine,
-        # which is a reference, and evaluation, which is seldom called often enough to win its compile time back.
-        worth_it = training and plan.engine == "adjoint" and plan.tasks == "vmap"
-        self.compiled = (plan.compile is True or (plan.compile == "auto" and worth_it)) and not why
-        self.merged = self.compiled and worth_it and flops < LAUNCH_BOUND
 
 
 Build = Callable[[InnerLoop, Mode], Callable[..., Any]]
@@ -65,7 +37,7 @@ class Runner:
     def __init__(self, loop: InnerLoop, plan: Plan) -> None:
         """Nothing is looked at before the first call."""
         load_forward_mode()
-        self.loop, self.plan = loop, plan
+        self.loop, self.plan, self.ranks = loop, plan, ranks_of(plan.mesh)
         self.looked_at: dict[Any, Found] = {}
         self.traits: Traits | None = None
         self.built: dict[Any, Any] = {}
@@ -137,48 +109,62 @@ class Runner:
 
     def gradient(self, call: str, meta: Tree, tasks: TaskBatch) -> tuple[Tree, Report]:
         """Mean meta-gradient and the report of all tasks."""
-        parts = self.over_chunks(call, meta, tasks, self.engine, training=True)
-        total = sum(count for count, _ in parts)
-        if len(parts) == 1:
+        share, parts = self.over_chunks(call, meta, tasks, self.engine, training=True)
+        if parts[0][0] == share.total:
             return parts[0][1]
         grads: Tree = None
         for count, (part, _) in parts:
-            share = tree.map(lambda x, w=count / total: x * w if x.is_floating_point() else x, part)
-            grads = share if grads is None else tree.add(grads, share)
+            if count != share.total:
+                weight = count / share.total
+                part = tree.map(lambda x, w=weight: x * w if x.is_floating_point() else x, part)
+            grads = part if grads is None else tree.add(grads, part)
         reports = [report for _, (_, report) in parts]
         metrics = {name: torch.cat([r[0][name] for r in reports]) for name in reports[0][0]}
-        return grads, (metrics, torch.cat([r[1] for r in reports], dim=1))
+        grads, (metrics, ok) = self.ranks.join(share, grads, (metrics, torch.cat([r[1].mT for r in reports])))
+        return grads, (metrics, ok.mT)
 
     def metrics(self, call: str, meta: Tree, tasks: TaskBatch, at: tuple[int, ...]) -> Metrics:
         """Metrics ``[task, len(at)]`` of all tasks."""
         make = partial(self.evaluator, at)
-        parts = [part for _, part in self.over_chunks(call, meta, tasks, make, training=False)]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        share, found = self.over_chunks(call, meta, tasks, make, training=False)
+        parts = [part for _, part in found]
+        return self.ranks.join(share, (), {name: torch.cat([p[name] for p in parts]) for name in parts[0]})[1]
 
     def over_chunks(
         self, call: str, meta: Tree, tasks: TaskBatch, make: Build, training: bool
-    ) -> list[tuple[int, Any]]:
-        """Run ``make(loop, mode)`` on every chunk of tasks: ``[(tasks in the chunk, result), ...]``."""
+    ) -> tuple[Share, list[tuple[int, Any]]]:
+        """Run ``make(loop, mode)`` on every chunk of this rank's tasks: ``[(tasks in the chunk, result), ...]``."""
         check_meta(call, meta)
-        batches = check_tasks(call, tasks, self.plan)
-        results, seed = [], 0
+        self.ranks.check_device(call, meta)
+        batches, mapped = check_tasks(call, tasks, self.plan), self.plan.tasks == "vmap"
+        total = tree.leaves(batches[0])[0].shape[0] if mapped else len(batches)
+        # A chunk that draws its masks together is never parted, whatever the number of ranks.
+        unit = (self.chunk or total) if mapped and self.plan.randomness == "different" else 1
+        share, seed = self.ranks.share(total, unit), 0
+        if self.plan.randomness != "error" and not torch.compiler.is_compiling():
+            seed = self.ranks.agree(int(torch.randint(2**62, ())))
+        numbered = [(share.begin // unit, batches[0])] if mapped else list(enumerate(batches))[share.rows]
+        results = []
         with translated(call):
-            for number, batch in enumerate(batches):
+            for first, batch in numbered:
+                # at all tasks, so that every rank finds what is wrong
                 mode = self.look(meta, batch, training)
-                if mode.random and (number == 0 or self.plan.randomness == "different"):
-                    seed = int(torch.randint(2**62, ()))
+                self.ranks.check_outside(call, mode.inside)
+                own = tree.map(lambda leaf: leaf[share.rows], batch) if mapped and self.plan.mesh else batch
                 with surroundings(mode):
-                    results += self.over_chunks_of(batch, make, mode, meta, seed)
-        return results
+                    results += self.over_chunks_of(own, make, mode, meta, seed, first)
+        return share, results
 
     def over_chunks_of(
-        self, batch: Task, make: Any, mode: Mode, meta: Tree, seed: int
+        self, batch: Task, make: Any, mode: Mode, meta: Tree, seed: int, first: int
     ) -> list[tuple[int, Any]]:
-        """The chunks of one stacked batch; with ``chunk_size="auto"`` halves them when memory runs out."""
+        """The chunks of one stacked batch, the first of which has the number ``first`` in the whole; with
+        ``chunk_size="auto"`` halves them when memory runs out, on the rank where it does: sizes change nothing.
+        """
         while True:
             results = []
             try:
-                for number, (count, chunk) in enumerate(self.chunks(batch)):
+                for number, (count, chunk) in enumerate(self.chunks(batch), start=first):
                     own = seed + 1009 * number if self.plan.randomness == "different" else seed
                     loop = reseeded(self.loop, own) if mode.random else self.loop
                     results.append((count, self.attempt(make, loop, mode, meta, chunk)))
@@ -211,41 +197,3 @@ class Runner:
         for begin in range(0, count, size):
             end = min(begin + size, count)
             yield end - begin, tree.map(lambda leaf, b=begin, e=end: leaf[b:e], tasks)
-
-
-@contextlib.contextmanager
-def surroundings(mode: Mode) -> Iterator[None]:
-    """No autograd graph unless the caller differentiates, right norm layers, and the caller's random state."""
-    with contextlib.ExitStack() as stack:
-        if not mode.inside:
-            stack.enter_context(torch.no_grad())
-        if mode.random:
-            stack.enter_context(torch.random.fork_rng())
-        if not mode.compiled:
-            stack.enter_context(differentiable())
-        yield
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether an allocator, of a device or of the CPU, gave up."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def reseeded(loop: InnerLoop, seed: int) -> InnerLoop:
-    """The same loop with the random numbers of every inner step fixed by the step.
-
-    The backward loop evaluates a loss again and must meet the masks of the forward loop.
-    """
-
-    def seeded(fn: Callable[..., Any], offset: Callable[..., int]) -> Callable[..., Any]:
-        def call(*args: Any) -> Any:
-            torch.manual_seed(seed + offset(*args))
-            return fn(*args)
-
-        return call
-
-    return loop._replace(
-        loss=seeded(loop.loss, lambda params, meta, batch, k: 1 + int(k)),
-        outer=seeded(loop.outer, lambda *args: 0),
-        start=seeded(loop.start, lambda *args: -1),
-    )

@@ -8,13 +8,14 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, cast
 
 import tyro
 
+from fmeta.parallel import Elsewhere, launched
 from fmeta.train.config import Config, MaybeCompile, MaybeInt, MaybePath, MaybeStr
 from fmeta.train.recipes import RECIPES
 from fmeta.types import MetaLearningWarning
@@ -69,31 +70,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with short_warnings():
             return run([argument for argument in given if argument != "--debug"])
     except KeyboardInterrupt:
-        print("fmeta: stopped.", file=sys.stderr)
+        print(f"fmeta{who()}: stopped.", file=sys.stderr)
         return 130
+    except Elsewhere:
+        return 1
     except BrokenPipeError:  # `fmeta list | head`
         sys.stdout = Path(os.devnull).open("w")  # or Python complains when it closes it
         return 0
     except STATED as error:
         if debug:
             raise
-        print(f"fmeta: {error}", file=sys.stderr)
+        print(f"fmeta{who()}: {error}", file=sys.stderr)
         return 1
+
+
+def who() -> str:
+    """Which process speaks, where it is not the first or the only one."""
+    return f" (rank {launched().rank})" if launched().rank else ""
 
 
 def run(arguments: list[str]) -> int:
     """Parse the arguments and do what they say."""
     arguments = resume_spelled_out(arguments)
-    wrong = unknown_word(arguments)
-    if wrong:
-        print(f"fmeta: {wrong}", file=sys.stderr)
-        return 2
-    command = parse(arguments)
+    with only_the_first_speaks():
+        wrong = unknown_word(arguments)
+        if wrong:
+            print(f"fmeta: {wrong}", file=sys.stderr)
+            return 2
+        command = parse(arguments)
     # Imported late, so that help and errors of the command line come without delay.
     from fmeta.train import commands
 
     line = shlex.join(["fmeta", *arguments])
     if isinstance(command, ListCommand):
+        if launched().rank:
+            return 0
         return commands.show_list(Path("runs"))
     if isinstance(command, EvalCommand):
         return commands.evaluate(command.run, line, **options_of(command))
@@ -190,13 +201,24 @@ def described(thing: Callable[..., Any]) -> str:
 
 
 @contextmanager
+def only_the_first_speaks() -> Iterator[None]:
+    """Drop what the other processes print: all parse the same command line."""
+    with ExitStack() as stack:
+        if launched().rank:
+            nowhere = stack.enter_context(Path(os.devnull).open("w"))
+            stack.enter_context(redirect_stdout(nowhere))
+            stack.enter_context(redirect_stderr(nowhere))
+        yield
+
+
+@contextmanager
 def short_warnings() -> Iterator[None]:
     """Show fmeta's own warnings as a line of text; others, from libraries, as Python does."""
     shown = warnings.showwarning
 
     def show(message: Any, category: Any, *rest: Any, **more: Any) -> None:
         if issubclass(category, MetaLearningWarning):
-            print(f"fmeta: {message}", file=sys.stderr)
+            print(f"fmeta{who()}: {message}", file=sys.stderr)
         else:
             shown(message, category, *rest, **more)
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from fmeta.parallel import processes
 from fmeta.train import folder
 from fmeta.train.config import Config, Machine
-from fmeta.train.experiment import build
+from fmeta.train.experiment import Experiment, build_together
 from fmeta.train.loop import Reason
 from fmeta.train.options import check
 from fmeta.train.recipes import RECIPES
@@ -39,19 +40,36 @@ def train(config: Config[Any], command: str) -> int:
         ValueError: for options out of range, a folder that holds a run already, a run that cannot be
             resumed, and after too many steps that were not finite.
     """
+    with processes() as together:
+        together.once(lambda: check_start(config))
+        use_threads(config.machine)
+        experiment = build_together(config, together)
+        path = together.once(lambda: start_folder(config, command))
+        return train_and_test(path, experiment, command)
+
+
+def check_start(config: Config[Any]) -> None:
+    """Refuse options out of range and runs that cannot be resumed, before anything is built."""
     check(config)
     if config.resume:
-        path = folder.check_resumable(config)
-    use_threads(config.machine)
-    experiment = build(config)
-    if config.resume:
-        folder.write_config(path, config, command)
-    else:
-        path = folder.create(config, command)
-    outcome = run(path, experiment)
+        folder.check_resumable(config)
+
+
+def start_folder(config: Config[Any], command: str) -> Path:
+    """The folder of a new run, or that of the run which is resumed, with this config in it."""
+    if not config.resume:
+        return folder.create(config, command)
+    path = folder.check_resumable(config)
+    folder.write_config(path, config, command)
+    return path
+
+
+def train_and_test(path: Path, experiment: Experiment, command: str) -> int:
+    """Train until there is a reason to stop, say it, and test the run; returns the exit code."""
+    config, outcome = experiment.config, run(path, experiment)
     progress = outcome.progress
     if outcome.reason == "diverged":
-        raise ValueError(divergence(path, progress))
+        raise experiment.processes.same(ValueError(divergence(path, progress)))
     if outcome.reason == "interrupted":
         say(f"Stopped and saved at step {progress.step:,}. Continue with:\n  {resume_command(path, config)}")
         return 130
@@ -78,14 +96,20 @@ def evaluate(
     threads: int | None = None,
 ) -> int:
     """Test a run again; returns the exit code. What is None stays as the run's config says."""
-    config = folder.read_config(path)
-    asked: dict[str, Any] = {"device": device, "compile": compile, "threads": threads}
-    machine = replace(config.machine, **{name: value for name, value in asked.items() if value is not None})
-    numbers = replace(config.report, baselines=baselines, test_tasks=test_tasks or config.report.test_tasks)
-    task = config.task if root is None else replace(config.task, root=root)
-    config = replace(config, report=numbers, machine=machine, task=task)
-    use_threads(machine)
-    return report(path, build(config), checkpoint, command)
+    with processes() as together:
+        config = together.once(lambda: folder.read_config(path))
+        asked: dict[str, Any] = {"device": device, "compile": compile, "threads": threads}
+        machine = replace(
+            config.machine, **{name: value for name, value in asked.items() if value is not None}
+        )
+        numbers = replace(
+            config.report, baselines=baselines, test_tasks=test_tasks or config.report.test_tasks
+        )
+        task = config.task if root is None else replace(config.task, root=root)
+        config = replace(config, report=numbers, machine=machine, task=task)
+        use_threads(machine)
+        experiment = build_together(config, together)
+        return report(path, experiment, checkpoint, command)
 
 
 def show_list(runs: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -13,8 +14,10 @@ import fmeta.data
 import fmeta.tasks
 from fmeta.data.pool import Pool, Pools
 from fmeta.data.warp import quarter_turns
+from fmeta.parallel import ALONE, Processes
 from fmeta.tasks.seeding import generator
 from fmeta.train.config import Config, FewShotTask, Inner, OmniglotTask, Outer, SinusoidTask
+from fmeta.train.device import pick_device
 from fmeta.train.evaluate import TEST_SEED, VALIDATION_SEED, Held
 from fmeta.train.options import check
 from fmeta.types import Algorithm, Batch, LossFn, Params, Plan, Sampler, Task, Transform
@@ -58,16 +61,21 @@ class Experiment(NamedTuple):
     device: torch.device
     val: Held
     test: Held
+    processes: Processes
 
 
-def build(config: Config[Any]) -> Experiment:
+def build(config: Config[Any], processes: Processes = ALONE) -> Experiment:
     """Build a run from its config; draws the initial weights from the config's seed.
+
+    Args:
+        config: the complete config.
+        processes: those that share the work; this one alone by default.
 
     Raises:
         ValueError: for options out of range, an unknown device, or a data set that is not there.
     """
     check(config)
-    device = pick_device(config.machine.device)
+    device = pick_device(config.machine.device, processes)
     family = make_family(config, device)
     torch.manual_seed(config.outer.seed)
     module = family.model(None if config.inner.algorithm == "protonet" else family.outputs)
@@ -82,7 +90,14 @@ def build(config: Config[Any]) -> Experiment:
         device=device,
         val=Held(family.val, VALIDATION_SEED, config.report.val_tasks),
         test=Held(family.test, TEST_SEED, config.report.test_tasks),
+        processes=processes,
     )
+
+
+def build_together(config: Config[Any], processes: Processes) -> Experiment:
+    """``build`` in all processes, in the first one first: it may have to download data or to render it."""
+    experiment = processes.first(lambda: build(config, processes))
+    return experiment._replace(plan=replace(experiment.plan, mesh=processes.mesh(experiment.device)))
 
 
 def make_algorithm(inner: Inner, apply: Callable[..., Any], family: Family) -> Algorithm:
@@ -117,26 +132,6 @@ def make_outer(outer: Outer, steps: int | None = None) -> Transform:
 def make_plan(config: Config[Any]) -> Plan:
     """How kernels run."""
     return Plan(compile={"auto": "auto", "on": True, "off": False}[config.machine.compile])  # type: ignore[arg-type]
-
-
-def pick_device(name: str) -> torch.device:
-    """The device that an option names.
-
-    Raises:
-        ValueError: for a name that torch does not know, or a GPU that is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"train: --device must be auto, cpu, cuda or cuda:N, got {name!r}.") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"train: --device is {name}, but torch sees {torch.cuda.device_count()} CUDA devices. "
-            "Use --device auto or cpu."
-        )
-    return device
 
 
 def make_family(config: Config[Any], device: torch.device) -> Family:

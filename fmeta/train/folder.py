@@ -109,13 +109,14 @@ def check_resumable(wanted: Config[Any]) -> Path:
 
 
 def save(folder: Path, name: str, state: MetaState, progress: Progress, experiment: Experiment) -> None:
-    """Write the ``best`` or ``last`` checkpoint."""
+    """Write the ``best`` or ``last`` checkpoint, once for all processes."""
     record = {
         "progress": progress._asdict(),
         "seed": experiment.config.outer.seed,
         "random_state": checkpoint.random_state(experiment.device),
     }
-    checkpoint.save(folder / f"{name}.safetensors", state, record)
+    path = folder / f"{name}.safetensors"
+    experiment.processes.once(lambda: checkpoint.save(path, state, record))
 
 
 def load(folder: Path, name: str, experiment: Experiment) -> tuple[MetaState, Progress, dict[str, Any]]:

@@ -22,6 +22,10 @@ class Writer(NamedTuple):
     close: Callable[[], None]
 
 
+SILENT = Writer(lambda kind, step, numbers: None, lambda: None)
+"""For a process that leaves the metrics to another."""
+
+
 def open_metrics(folder: Path, step: int = 0) -> Writer:
     """Continue the metrics of a run folder behind ``step``; lines of later steps, which a resumed run
     computes again, are dropped.

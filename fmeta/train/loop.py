@@ -69,6 +69,8 @@ class Hooks(NamedTuple):
     """``(seconds)`` after the first step of this process, which compiles."""
     interrupted: Callable[[], bool]
     """Whether someone asks the run to stop."""
+    agreed: Callable[[int], int] = lambda number: number
+    """``(number) -> the largest that any process gave``: Ctrl-C and clocks differ, the decision must not."""
 
 
 class Outcome(NamedTuple):
@@ -176,7 +178,9 @@ def _stopwatch(before: float) -> Callable[[], float]:
 
 def _reason_to_stop(progress: Progress, settings: Settings, hooks: Hooks) -> Reason | None:
     target, best = settings.target, progress.best
-    if hooks.interrupted():
+    late = settings.minutes is not None and progress.wall_s >= 60 * settings.minutes
+    asked = hooks.agreed(2 if hooks.interrupted() else int(late))
+    if asked == 2:
         return "interrupted"
     if progress.step >= settings.steps:
         return "steps"
@@ -184,7 +188,7 @@ def _reason_to_stop(progress: Progress, settings: Settings, hooks: Hooks) -> Rea
         return "target"
     if settings.patience is not None and progress.stale >= settings.patience:
         return "patience"
-    if settings.minutes is not None and progress.wall_s >= 60 * settings.minutes:
+    if asked:
         return "minutes"
     return None
 

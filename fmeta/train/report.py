@@ -38,10 +38,10 @@ def report(path: Path, experiment: Experiment, name: str, command: str) -> int:
     )
     compared = compare(experiment, state.meta, tuned)
     say("\n" + table(experiment, compared, baseline_steps(path, experiment) if tuned else 0))
-    folder.write_json(
-        path / "results.json", results(path, experiment, progress, compared, tuned, name, command)
-    )
-    made = plots.draw(path, experiment, state.meta, compared)
+    found = results(path, experiment, progress, compared, tuned, name, command)
+    once = experiment.processes.once
+    once(lambda: folder.write_json(path / "results.json", found))
+    made = once(lambda: plots.draw(path, experiment, state.meta, compared))
     say(f"\nplots: {', '.join(str(plot) for plot in made)}")
     say(f"numbers: {path / 'results.json'}   again: {shlex.join(['fmeta', 'eval', str(path)])}")
     return 0
@@ -73,6 +73,7 @@ def results(
         "wall_s": round(progress.wall_s, 1),
         "device": device_name(experiment.device),
         "threads": torch.get_num_threads(),
+        "processes": experiment.processes.size,
         "versions": folder.versions(),
         "headline": {"steps": compared.steps[final], **headline},
         **as_json(compared),
@@ -115,7 +116,7 @@ def fine_tuned(path: Path, experiment: Experiment) -> dict[str, baselines.FineTu
     if params is None:
         say(f"baseline without meta-learning: {steps:,} steps on all training tasks together")
         params = trained_baseline(experiment, steps)
-        checkpoint.save(path / BASELINE, params, {"steps": steps})
+        experiment.processes.once(lambda: checkpoint.save(path / BASELINE, params, {"steps": steps}))
     say("choosing its fine-tuning rates on validation tasks")
     # An algorithm without steps is compared with fine-tuning at its end.
     at = [experiment.config.inner.test_steps] if without_steps(experiment) else steps_shown(experiment)

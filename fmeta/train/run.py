@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 
 import fmeta
+from fmeta.parallel import Votes
 from fmeta.train import checkpoint, folder
 from fmeta.train.evaluate import per_task
 from fmeta.train.experiment import Experiment
-from fmeta.train.logging import Writer, open_metrics
+from fmeta.train.logging import SILENT, Writer, open_metrics
 from fmeta.train.loop import Hooks, Outcome, Progress, Settings, fit
 from fmeta.train.terminal import Bar, format_metric, format_seconds, progress_bar, say, stop_signals
 from fmeta.types import MetaState, Tree
@@ -28,7 +29,7 @@ def run(path: Path, experiment: Experiment) -> Outcome:
     announce(path, experiment, progress)
     settings = settings_of(experiment)
     step = fmeta.meta_step(experiment.algorithm, experiment.outer, experiment.plan)
-    metrics = open_metrics(path, progress.step)
+    metrics = open_metrics(path, progress.step) if experiment.processes.rank == 0 else SILENT
     try:
         with stop_signals() as asked, progress_bar("train", settings.steps, progress.step) as bar:
             hooks = make_hooks(path, experiment, bar, metrics, asked)
@@ -54,6 +55,7 @@ def announce(path: Path, experiment: Experiment, progress: Progress) -> None:
     weights = sum(leaf.numel() for leaf in experiment.params.values())
     device = str(experiment.device)
     device += f" ({torch.get_num_threads()} threads)" if experiment.device.type == "cpu" else ""
+    device += f", {experiment.processes.size} processes" if experiment.processes.size > 1 else ""
     steps = "step" if inner.inner_steps == 1 else "steps"
     adapts = (
         "" if without_steps(experiment) else f", {inner.inner_steps} inner {steps} at rate {inner.inner_lr:g}"
@@ -124,6 +126,7 @@ def make_hooks(
         stepped=bar.stepped,
         started=started,
         interrupted=asked,
+        **({"agreed": Votes()} if experiment.processes.size > 1 else {}),
     )
 
 

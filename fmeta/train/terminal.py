@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from fmeta.parallel import launched
+
 BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
 
@@ -23,15 +25,17 @@ class Bar(NamedTuple):
 
 
 def say(text: str = "") -> None:
-    """Print a line above the progress bar."""
-    tqdm.write(text)
+    """Print a line above the progress bar; of several processes, the first speaks for all."""
+    if launched().rank == 0:
+        tqdm.write(text)
 
 
 @contextmanager
 def progress_bar(label: str, steps: int, done: int = 0) -> Iterator[Bar]:
     """Show a bar of ``steps``, of which ``done`` are over."""
+    hidden = True if launched().rank else None  # None: where the output is not a terminal
     with tqdm(
-        desc=label, total=steps, initial=done, disable=None, dynamic_ncols=True, bar_format=BAR, leave=False
+        desc=label, total=steps, initial=done, disable=hidden, dynamic_ncols=True, bar_format=BAR, leave=False
     ) as bar:
 
         def stepped(step: int) -> None:
