@@ -8,7 +8,7 @@ commit, machine), report.md and plots.
 `python -m benchmarks` runs fmeta against its peers in every cell; `--suite all --resume` runs everything and
 goes on where an earlier run stopped.
 
-`python -m benchmarks --only conv4 --peers loop jax --jax-python ~/jax/bin/python` chooses.
+`python -m benchmarks --only 'conv4*' --peers loop jax --jax-python ~/jax/bin/python` chooses.
 
 `python -m benchmarks --suite report RUN` makes tables and plots of a run again and measures nothing.
 
@@ -23,6 +23,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 import tyro
@@ -40,7 +41,7 @@ SUITES: dict[str, Callable[[Options, Results], None]] = {
     "ranks": ranks.run,
     "norms": norms.run,
 }
-QUICK = {"rounds": 2, "seconds": 0.2, "calls": 10, "limit": 20.0, "memory": False}
+QUICK: dict[str, Any] = {"rounds": 2, "seconds": 0.2, "calls": 10, "limit": 20.0, "memory": False}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

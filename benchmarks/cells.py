@@ -78,5 +78,5 @@ def named(name: str) -> Cell:
 
 
 def chosen(name: str, patterns: tuple[str, ...]) -> bool:
-    """Whether ``--only`` lets this cell run: no pattern, or one that fits the name or a part of it."""
-    return not patterns or any(fnmatch.fnmatch(name, f"*{pattern}*") for pattern in patterns)
+    """Whether ``--only`` lets this cell run: no pattern, or one that fits the whole name."""
+    return not patterns or any(fnmatch.fnmatch(name, pattern) for pattern in patterns)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -34,7 +34,7 @@ class Options:
     quick: bool = False
     """Tiny cells, few calls, no --memory: about two minutes. Shows that all runs; its figures mean little."""
     only: tuple[str, ...] = ()
-    """Run only cells whose names contain one of these texts; * and ? are wildcards. See --list."""
+    """Run only cells of these names, with * and ? as wildcards: --only 'sinusoid-*x10' 'conv4*'. See --list."""
     list: bool = False
     """Show the cells of the suite and stop."""
     out: Path | None = None
@@ -60,10 +60,10 @@ class Options:
         """What contenders must know."""
         return Setting(self.device, self.limit, jax_python=self.jax_python)
 
-    def pick(self, names: Iterable[str]) -> list[str]:
+    def pick(self, names: Iterable[str]) -> Sequence[str]:
         """The cells that ``--only`` lets run."""
         return [name for name in names if chosen(name, self.only)]
 
-    def cells(self) -> list[Cell]:
+    def cells(self) -> Sequence[Cell]:
         """The cells of the speed suite."""
         return [cell for cell in (TINY if self.quick else CELLS) if chosen(cell.name, self.only)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import warnings
@@ -61,10 +60,11 @@ def test_peers_have_fmetas_meta_gradient(name: str, net: str) -> None:
     assert difference(got, {k: 2 * v for k, v in want.items()}) > 0.4
 
 
-@pytest.mark.parametrize("net", SMALL)
-def test_jax_has_fmetas_meta_gradient_and_times_itself(net: str) -> None:
+@pytest.mark.parametrize(("net", "name"), [("mlp", "jax-scan"), ("conv4", "jax")])
+def test_jax_has_fmetas_meta_gradient_and_times_itself(net: str, name: str) -> None:
+    """Two networks, for compiling takes long; every run of the speed suite checks all it times."""
     cell = SMALL[net]
-    contender = start("jax" if net in ("conv4", "transformer") else "jax-scan", cell)
+    contender = start(name, cell)
     try:
         assert difference(contender.exact(cell.tasks), start("fmeta", cell).exact(cell.tasks)) < 1e-9
         if net == "mlp":
@@ -127,18 +127,20 @@ def line(suite: str, cell: str, who: str, config: dict, result: dict, status: st
 def test_a_report_is_made_again_from_its_lines(tmp_path: Path) -> None:
     spread = {"median": 2.0, "min": 1.0, "max": 3.0}
     speeds = {"ms": spread, "ratio": spread, "tasks_per_s": 5.0, "share_of_matmul": spread, "calls": 3}
+    sine = {(t, s): Cell("", "mlp", t, s).config() for t, s in ((100, 1), (100, 10), (25, 10))}
+    one_step, five = SMALL["conv4"].config(), SMALL["conv4"].smaller(steps=5).config()
+    compiling = {"cold_seconds": 9.0, "cold_cpu_seconds": 11.0, "warm_seconds": 1.5}
     lines = [
-        *(line("speed", f"sinusoid-{t}x{s}", "fmeta", Cell("", "mlp", t, s).config(), speeds)
-          for t, s in ((100, 1), (100, 10), (25, 10))),
-        line("speed", "sinusoid-100x10", "higher", Cell("", "mlp", 100, 10).config(), {}, "over the limit of 60 s a call"),
-        line("memory", "conv4-1steps", "nested", SMALL["conv4"].config(), {"mib": 1.0, "seconds": 1.0}),
-        line("memory", "conv4-5steps", "nested", SMALL["conv4"].smaller(steps=5).config(), {"mib": 7.0, "seconds": 1.0}),
-        line("memory", "conv4-5steps", "nested", SMALL["conv4"].smaller(steps=5).config(), {"mib": 8.5, "seconds": 1.0}),
-        line("compile", "sinusoid-25x1", "fmeta", {}, {"cold_seconds": 9.0, "cold_cpu_seconds": 11.0, "warm_seconds": 1.5}),
+        *(line("speed", f"sinusoid-{t}x{s}", "fmeta", config, speeds) for (t, s), config in sine.items()),
+        line("speed", "sinusoid-100x10", "higher", sine[100, 10], {}, "over the limit of 60 s a call"),
+        line("memory", "conv4-1steps", "nested", one_step, {"mib": 1.0, "seconds": 1.0}),
+        line("memory", "conv4-5steps", "nested", five, {"mib": 7.0, "seconds": 1.0}),
+        line("memory", "conv4-5steps", "nested", five, {"mib": 8.5, "seconds": 1.0}),
+        line("compile", "sinusoid-25x1", "fmeta", {}, compiling),
         line("scaling", "sinusoid-100x5", "chunks", {"chunk_size": 100}, {"ms_a_task": 0.1, "mib": 3.0}),
         line("ranks", "sinusoid-100x5", "2 ranks", {}, {"ms": 1.0, "ratio": [0.6], "error": 1e-7}),
         line("norms", "MLP", "fmeta", {}, {"error": 1e-16}, "measured"),
-    ]  # fmt: skip
+    ]
     (tmp_path / "results.jsonl").write_text("\n".join(lines) + "\n")
     assert command.main(["--suite", "report", str(tmp_path)]) == 0
     text = (tmp_path / "report.md").read_text()
@@ -174,10 +176,10 @@ def test_a_resumed_run_skips_what_it_has(tmp_path: Path) -> None:
 def test_cells_are_chosen_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     names = [cell.name for cell in (*CELLS, *TINY)]
     assert len(names) == len(set(names))
-    assert chosen("conv4-tiny", ("sinusoid", "conv4*y")) and not chosen("conv4-tiny", ("sinusoid",))
+    assert chosen("conv4-tiny", ("sinusoid", "conv4*y")) and not chosen("conv4-tiny", ("conv4", "sinusoid*"))
     with pytest.raises(ValueError, match="named: a cell was expected"):
         named("no-such-cell")
-    assert command.main(["--suite", "all", "--list", "--only", "100x5"]) == 0
+    assert command.main(["--suite", "all", "--list", "--only", "*-100x5*"]) == 0
     assert set(capsys.readouterr().out.split()) >= {"speed", "sinusoid-100x5", "sinusoid-100x50", "scaling"}
 
 
@@ -219,7 +221,7 @@ def test_peak_memory_sees_what_a_call_holds() -> None:
 
 
 def test_a_job_that_fails_in_its_process_says_why() -> None:
-    with pytest.raises(RuntimeError, match="no_such_way|KeyError"):
+    with pytest.raises(RuntimeError, match="KeyError: 'no_such_way'"):
         one.in_own_process("peak", cell=SMALL["mlp"].config(), who="no_such_way", setting=list(Setting()))
 
 
@@ -234,6 +236,6 @@ def test_the_scaling_job_measures() -> None:
 
 
 def test_jax_is_absent_without_an_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FMETA_BENCH_JAX", os.path.join(os.sep, "no", "such", "python"))
+    monkeypatch.setenv("FMETA_BENCH_JAX", str(Path("/no/such/python")))
     with pytest.raises(Absent, match="no/such/python"):
         CONTENDERS["jax"].start(build(SMALL["mlp"]), Setting())

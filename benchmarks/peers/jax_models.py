@@ -46,9 +46,12 @@ def batch_norm(params: Params, name: str, x: Any) -> Any:
 
 
 def max_pool(x: Any) -> Any:
-    """The maximum of each 2x2 window; a last odd row or column is left out."""
-    n, h, w, c = x.shape
-    return x[:, : h // 2 * 2, : w // 2 * 2].reshape(n, h // 2, 2, w // 2, 2, c).max((2, 4))
+    """The maximum of each 2x2 window; a last odd row or column is left out.
+
+    Not ``reshape(...).max(...)``: its gradient came out as NaN in float64 (it divides by how many entries equal
+    the maximum, which is none where the compiled code computes them again and rounds otherwise).
+    """
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
 
 
 def mlp(params: Params, x: Any) -> Any:

@@ -51,7 +51,8 @@ def run(options: Options, results: Results) -> None:
 
 def measure(cell: Cell, way: str, options: Options, results: Results) -> None:
     """Cold, then warm, both in new processes that share a folder of caches."""
-    status, found = "timed", {}
+    status = "timed"
+    found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         caches = {
             "FMETA_CACHE": folder,
