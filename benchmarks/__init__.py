@@ -1,1 +1,1 @@
-"""Scripts that print, on the reader's machine, what the README states."""
+"""The benchmark suite: ``python -m benchmarks --help``."""

@@ -2,8 +2,6 @@
 
 The meta-gradient of one-step MAML in float64: how far torch.func and fmeta are from a plain loop over tasks
 on torch.autograd. Finite differences, which need no derivative rule, vouch for the loop.
-
-    python -m benchmarks.wrong_norms
 """
 
 from __future__ import annotations
@@ -14,9 +12,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 import fmeta
-from benchmarks.harness import record, table
-from benchmarks.problems import classification
-from fmeta.types import Params, Task
+from benchmarks.options import Options
+from benchmarks.results import Results
+from fmeta.types import Batch, Params, Task
 
 LR = 0.5
 
@@ -92,50 +90,47 @@ def layers(width: int, depth: int) -> list[nn.Module]:
     return [m for _ in range(depth) for m in (nn.Linear(width, width), nn.LayerNorm(width), nn.Tanh())]
 
 
-def main() -> None:
-    """Print the table."""
-    torch.manual_seed(0)
-    flat, image = (
-        classification(4, 3, 3, 8, dtype=torch.float64),
-        classification(4, 3, 3, 2, 8, 8, dtype=torch.float64),
-    )
-    nets: dict[str, tuple[nn.Module, Task]] = {
-        "MLP, one LayerNorm": (nn.Sequential(nn.Linear(8, 16), *layers(16, 1), nn.Linear(16, 3)), flat),
-        "MLP, four LayerNorms": (nn.Sequential(nn.Linear(8, 16), *layers(16, 4), nn.Linear(16, 3)), flat),
+def networks() -> dict[str, tuple[nn.Module, bool]]:
+    """Networks by name, and whether they take images."""
+    norm = lambda: nn.BatchNorm2d(6, track_running_stats=False)  # noqa: E731
+    flat = lambda depth: nn.Sequential(nn.Linear(8, 16), *layers(16, depth), nn.Linear(16, 3))  # noqa: E731
+    return {
+        "MLP, one LayerNorm": (flat(1), False),
+        "MLP, four LayerNorms": (flat(4), False),
         "convnet, two BatchNorms": (
             nn.Sequential(
-                nn.Conv2d(2, 6, 3),
-                nn.BatchNorm2d(6, track_running_stats=False),
-                nn.Tanh(),
-                nn.Conv2d(6, 6, 3),
-                nn.BatchNorm2d(6, track_running_stats=False),
-                nn.Tanh(),
-                nn.Flatten(),
-                nn.Linear(96, 3),
+                nn.Conv2d(2, 6, 3), norm(), nn.Tanh(), nn.Conv2d(6, 6, 3), norm(), nn.Tanh(),
+                nn.Flatten(), nn.Linear(96, 3),
             ),
-            image,
+            True,
         ),
         "convnet, InstanceNorm": (
             nn.Sequential(
-                nn.Conv2d(2, 6, 3),
-                nn.InstanceNorm2d(6, affine=True),
-                nn.Tanh(),
-                nn.Flatten(),
-                nn.Linear(216, 3),
+                nn.Conv2d(2, 6, 3), nn.InstanceNorm2d(6, affine=True), nn.Tanh(), nn.Flatten(), nn.Linear(216, 3)
             ),
-            image,
+            True,
         ),
-        "MLP without norm": (nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 3)), flat),
-    }
-    rows = []
-    for name, (net, tasks) in nets.items():
-        found = measure(net, tasks)
-        record("wrong_norms", {"net": name}, found)
-        rows.append([name, *(f"{value:.1e}" for value in found.values())])
-    print(f"Relative error of the meta-gradient of one-step MAML, float64, torch {torch.__version__}\n")
-    head = ["network", "torch.func, nested", "fmeta", "(the loop against finite differences)"]
-    print(table(head, rows))
+        "MLP without norm": (nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 3)), False),
+    }  # fmt: skip
 
 
-if __name__ == "__main__":
-    main()
+def tasks_of(*shape: int) -> Task:
+    """Four tasks of three classes and three shots, float64."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw() -> Batch:
+        x = torch.randn(4, 9, *shape, generator=generator, dtype=torch.float64)
+        return Batch(x, torch.arange(3).repeat(4, 3))
+
+    return Task(draw(), draw())
+
+
+def run(options: Options, results: Results) -> None:
+    """Each network; ``who`` is what computed the meta-gradient that is compared with the loop."""
+    torch.manual_seed(0)
+    flat, image = tasks_of(8), tasks_of(2, 8, 8)
+    for name, (net, images) in networks().items():
+        if name not in options.pick([name]) or results.has("norms", name):
+            continue
+        for who, value in measure(net, image if images else flat).items():
+            results.add("norms", name, who, {"lr": LR, "dtype": "float64"}, {"error": value}, "measured")
