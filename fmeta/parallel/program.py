@@ -200,7 +200,8 @@ class Replay:
     def __init__(self, fn: Callable[..., Any], wanted: bool) -> None:
         """Remember nothing yet; where it is not wanted, every call is a plain one."""
         self.fn, self.wanted = fn, wanted
-        self.programs: dict[Any, Program | None] = {}
+        self.calls: dict[Any, Program | str] = {}
+        """For arguments of each form, how the next call runs."""
 
     def __call__(self, *args: Any) -> Any:
         """The value of the function."""
@@ -209,22 +210,22 @@ class Replay:
             return self.fn(*args)
         flat = [x if x.is_contiguous() else x.contiguous() for x in flat]
         key = (spec, torch.is_grad_enabled(), *[(x.shape, x.dtype, x.device) for x in flat])
-        if key not in self.programs:
+        how = self.calls.get(key)
+        if isinstance(how, Program):
+            with torch.no_grad():
+                return how(flat)
+        if how is None:
             result = self.fn(*args)
-            self.programs[key] = None
+            self.calls[key] = "record"
             return result
-        program = self.programs[key]
-        if program is None:
-            return self.record(key, flat, spec)
-        with torch.no_grad():
-            return program(flat)
+        return self.record(key, flat, spec) if how == "record" else self.fn(*args)
 
     def record(self, key: Any, flat: list[Tensor], spec: Any) -> Any:
-        """Call the function, and keep what it did."""
+        """Call the function, and keep what it did; what cannot be replayed runs as it is from then on."""
         distinct = [x.detach() for x in flat]  # one tensor may be passed twice; a register holds one
         with Recorder(distinct) as recorder:
             result = self.fn(*tree.unflatten(distinct, spec))
-        self.programs[key] = recorder.program(result)
+        self.calls[key] = recorder.program(result) or "plain"
         return result
 
 

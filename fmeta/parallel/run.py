@@ -46,7 +46,9 @@ class Runner:
 
     def replayed(self, fn: Callable[..., Any]) -> Replay:
         """A whole call, replayed where it is made of kernels."""
-        return Replay(fn, self.plan.engine == "adjoint" and self.plan.compile is not False)
+        plan = self.plan
+        compiled = plan.engine == "adjoint" and plan.tasks == "vmap" and plan.compile is not False
+        return Replay(fn, compiled and plan.randomness == "error")
 
     def kernel(self, name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
         """A compiled form of a function of tensors."""
@@ -110,7 +112,7 @@ class Runner:
     def gradient(self, call: str, meta: Tree, tasks: TaskBatch) -> tuple[Tree, Report]:
         """Mean meta-gradient and the report of all tasks."""
         share, parts = self.over_chunks(call, meta, tasks, self.engine, training=True)
-        if parts[0][0] == share.total:
+        if self.plan.mesh is None and len(parts) == 1:
             return parts[0][1]
         grads: Tree = None
         for count, (part, _) in parts:
