@@ -57,10 +57,11 @@ def meta_grad(algorithm: Algorithm, plan: Plan = Plan()) -> Callable[[Tree, Task
             random under ``randomness="error"``, labels out of range.
     """
     runner = make_runner("meta_grad", algorithm, plan)
+    summarised = runner.once("summary", summary)
 
     def gradient(meta: Tree, tasks: TaskBatch) -> tuple[Tree, Metrics]:
         grads, report = runner.gradient("meta_grad", meta, tasks)
-        return grads, summary(grads, *report)
+        return grads, summarised(grads, *report)
 
     return runner.replayed(gradient)
 
