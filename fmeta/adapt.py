@@ -45,10 +45,13 @@ def support_gradient(
     loop: InnerLoop, params: Tree, meta: Tree, batch: Batch, k: Tensor
 ) -> tuple[Tree, Tensor]:
     """Gradient and value of the support loss of one task at inner step ``k``."""
-    grads, (loss, _) = grad_and_value(lambda p: with_metrics(loop.loss(p, meta, batch, k)), has_aux=True)(
-        params
-    )
-    return grads, loss
+
+    def scaled(params: Tree) -> tuple[Tensor, Tensor]:
+        loss, _ = with_metrics(loop.loss(params, meta, batch, k))
+        return loss if loop.scale == 1.0 else loss * loop.scale, loss
+
+    grads, (_, loss) = grad_and_value(scaled, has_aux=True)(params)
+    return grads if loop.scale == 1.0 else tree.scale(grads, 1 / loop.scale), loss
 
 
 def batch_of_step(loop: InnerLoop, support: Batch, k: int, dim: int = 0) -> Batch:
