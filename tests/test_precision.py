@@ -12,9 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fmeta
 from fmeta import Algorithm, Batch, Plan, Task
 from fmeta.parallel.precision import DTYPES, lowered
+from fmeta.parallel.steps import Steps
+from fmeta.parallel.traits import Traits
 
-TOLERANCE = {"bf16": 3e-2, "fp16": 5e-3}
-"""Of the whole gradient vector, relative, against float64; float32 is at 1e-6."""
+TOLERANCE = {"bf16": 1e-2, "fp16": 2e-3}
+"""Of the whole gradient vector, relative, against float64 (3e-3 and 5e-4 measured; float32 is at 1e-7)."""
 HALF = ("bf16", "fp16")
 
 
@@ -170,19 +172,18 @@ def test_small_gradients_survive_float16(size: float) -> None:
     assert error(got, want) < (5e-3 if size > 1e-6 else 3e-2)
 
 
-def test_the_second_derivative_survives_float16() -> None:
-    """A tiny rate: the Hessian's part of the meta-gradient is a number of its own, far below the rest."""
-    algorithm, meta, tasks = waves(steps=1)
-    loop = algorithm.inner_loop
-
-    def part(rate: float, plan: Plan) -> Any:
-        exact = algorithm._replace(inner_loop=loop._replace(inner=lambda meta, k: fmeta.sgd(rate)))
-        first = exact._replace(inner_loop=exact.inner_loop._replace(adjoint=fmeta.first_order()))
-        a, b = (fmeta.meta_grad(one, plan)(meta, tasks)[0] for one in (exact, first))
-        return {name: (a[name] - b[name]) / rate for name in a}
-
-    want = part(1e-2, Plan(compile=False))
-    assert error(part(1e-2, Plan(precision="fp16", compile=False)), want) < 2e-2
+def test_second_derivatives_survive_float16() -> None:
+    """A Hessian-vector product is linear in the vector, however small it is."""
+    algorithm, meta, tasks = waves()
+    k = torch.zeros((), dtype=torch.int64)
+    vector = fmeta.tree.map(lambda x: torch.randn(32, *x.shape), meta)
+    for tiny in (1.0, 1e-5, 1e-12):
+        small = fmeta.tree.scale(vector, tiny)
+        traits = Traits(start_reads_support=False, loss_reads_meta=False)
+        half = Steps(lowered(algorithm.inner_loop, "fp16"), traits, "error")
+        full = Steps(algorithm.inner_loop, traits, "error")
+        got, want = (s.pull_gradient(None, small, meta, meta, tasks.support, k)[0] for s in (half, full))
+        assert error(got, want) < 5e-3
 
 
 def test_an_overflow_in_float16_is_reported_and_changes_nothing() -> None:
@@ -238,7 +239,7 @@ def test_compiled_is_near_uncompiled(precision: str) -> None:
 
 def test_inside_a_callers_transform() -> None:
     algorithm, meta, tasks = waves()
-    gradient = fmeta.meta_grad(algorithm, Plan(precision="fp16"))
+    gradient = fmeta.meta_grad(algorithm, Plan(precision="fp16", compile=False))
     two = fmeta.tree.map(lambda x: torch.stack([x, 0.9 * x]), meta)
     both, _ = torch.vmap(gradient, (0, None))(two, tasks)
     alone, _ = gradient(meta, tasks)

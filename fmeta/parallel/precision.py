@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from fmeta import tree
 from fmeta.types import InnerLoop, Plan, Tree
@@ -24,6 +25,36 @@ HALF = tuple(DTYPES.values())
 SCALE = 2.0**10
 """Gradients of a task's weights down to 6e-8 keep all digits of float16, down to 6e-11 some; from 64 on they
 overflow, which is not finite and skips the step."""
+
+
+CONVOLUTIONS = (
+    *(torch.conv1d, torch.conv2d, torch.conv3d),
+    *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
+)
+
+
+class LoweredConvolutions(TorchFunctionMode):
+    """Lowers what a convolution reads, before it is batched.
+
+    vmap writes these functions as ``convolution``, which torch's autocast does not know on a CPU.
+    """
+
+    def __init__(self, device: str, dtype: torch.dtype) -> None:
+        """For tensors on one kind of device."""
+        super().__init__()
+        self.device, self.dtype = device, dtype
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the function; the loss may have switched autocast off around it."""
+        kwargs = kwargs or {}
+        if func in CONVOLUTIONS and torch.is_autocast_enabled(self.device):
+            args, kwargs = tree.map(lambda x: narrowed(x, self.dtype), (args, kwargs))
+        return func(*args, **kwargs)
+
+
+def narrowed(x: Any, dtype: torch.dtype) -> Any:
+    """A float32 tensor in a half precision; anything else as it is."""
+    return x.to(dtype) if isinstance(x, Tensor) and x.dtype == torch.float32 else x
 
 
 def lowered(loop: InnerLoop, precision: str | None) -> InnerLoop:
@@ -41,7 +72,7 @@ def lowered(loop: InnerLoop, precision: str | None) -> InnerLoop:
             # A cast that the cache remembers belongs to one level of grad and vmap, and is wrong at any other.
             # meta is not looked at, which is how it is found out whether the loss does.
             device = tree.device(data, params).type
-            with torch.autocast(device, dtype=dtype, cache_enabled=False):
+            with torch.autocast(device, dtype=dtype, cache_enabled=False), LoweredConvolutions(device, dtype):
                 result = fn(params, meta, data, *k)
             return tree.map(widened, result)
 
