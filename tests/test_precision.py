@@ -230,7 +230,7 @@ def test_an_evaluation_is_near_that_in_float32(precision: str) -> None:
 @pytest.mark.parametrize("precision", HALF)
 def test_compiled_is_near_uncompiled(precision: str) -> None:
     """Kernels that inductor fuses round less often."""
-    algorithm, meta, tasks = waves()
+    algorithm, meta, tasks = waves(steps=1)
     plans = (Plan(precision=precision, compile=c) for c in (True, False))  # type: ignore[arg-type]
     (got, _), (want, _) = (fmeta.meta_grad(algorithm, plan)(meta, tasks) for plan in plans)
     assert error(got, want) < TOLERANCE[precision]
