@@ -45,10 +45,10 @@ def support_gradient(
     loop: InnerLoop, params: Tree, meta: Tree, batch: Batch, k: Tensor
 ) -> tuple[Tree, Tensor]:
     """Gradient and value of the support loss of one task at inner step ``k``."""
-    grads, (loss, _) = grad_and_value(lambda p: with_metrics(loop.loss(p, meta, batch, k)), has_aux=True)(
-        params
-    )
-    return grads, loss
+    value = lambda p: with_metrics(loop.loss(p, meta, batch, k))[0]  # noqa: E731
+    if loop.scale == 1.0:
+        return grad_and_value(value)(params)
+    return tree.map(lambda x: x / loop.scale, grad_and_value(lambda p: loop.scale * value(p))(params))
 
 
 def batch_of_step(loop: InnerLoop, support: Batch, k: int, dim: int = 0) -> Batch:

@@ -96,6 +96,9 @@ class InnerLoop(NamedTuple):
     adjoint: Adjoint = Adjoint()
     batches: Literal["whole", "per_step"] = "whole"
     """Whether each inner step sees the whole support set, or support leaves are ``[steps, shots, ...]``."""
+    scale: float = 1.0
+    """What the losses are multiplied by while they are differentiated; it is divided out again. A plan sets it
+    (``precision="fp16"``), an algorithm never."""
 
 
 class Algorithm(NamedTuple):
@@ -145,7 +148,11 @@ class Plan:
             everything, evaluation too, or raises; False nothing.
         remat: length of the blocks of inner steps that are recomputed in the backward loop, so that only
             ``steps / remat + remat`` carries are kept; None keeps all.
-        precision: None computes in the dtype of the parameters.
+        precision: dtype of products and convolutions in the losses (``torch.autocast``): None for that of the
+            parameters. Parameters, updates, losses and meta-gradients are float32 throughout (float64 ones are
+            not lowered). ``"fp16"`` needs the adjoint engine, which scales losses by 1024 while they are
+            differentiated; what overflows makes ``finite`` false. This alone changes results beyond rounding
+            in the parameters' dtype.
         mesh: a ``torch.distributed`` ``DeviceMesh``; tasks are sharded over its axis ``task`` (or its only axis),
             other axes take no part. Every rank calls with the same state and the same whole batch, computes
             its own tasks and gets the results of all: means over all tasks, metrics ``[task]`` and

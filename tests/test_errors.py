@@ -133,6 +133,8 @@ def test_predictions_need_a_loss_with_a_model() -> None:
         ({"engine": "autograd"}, 'engine="autograd" takes tasks one at a time, got tasks="vmap". Set tasks="loop"'),
         ({"engine": "autograd", "tasks": "loop", "compile": True}, 'engine="autograd" is never compiled'),
         ({"engine": "nested", "remat": 2}, "remat belongs to engine=\"adjoint\", got engine='nested'"),
+        ({"precision": "tf32"}, r"Plan: precision must be one of \(None, 'bf16', 'fp16'\), got 'tf32'"),
+        ({"precision": "fp16", "engine": "nested"}, 'precision="fp16" needs engine="adjoint".*got engine=\'nested\''),
     ],
     ids=str,
 )  # fmt: skip
@@ -142,14 +144,6 @@ def test_plans_are_checked_where_they_are_given(options: dict[str, Any], message
             make(MAML, Plan(**options))
     with pytest.raises(ValueError, match=message):
         fmeta.meta_step(MAML, SGD, Plan(**options))
-
-
-@pytest.mark.parametrize("options", [{"precision": "bf16"}], ids=["precision"])
-def test_what_is_not_there_yet_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(
-        NotImplementedError, match=f"Plan: {next(iter(options))} is not available in this version"
-    ):
-        fmeta.meta_grad(MAML, Plan(**options))
 
 
 # Arguments of a wrong kind

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fmeta import tree
 from fmeta.parallel.mesh import check_mesh
+from fmeta.parallel.precision import check_precision
 from fmeta.types import Algorithm, InnerLoop, Plan, Task, Tree
 
 # What torch says, and what a user can do about it.
@@ -90,10 +91,7 @@ def check_plan(plan: Plan) -> None:
         raise ValueError('Plan: engine="autograd" is never compiled, got compile=True. Use compile="auto".')
     if plan.remat is not None and plan.engine != "adjoint":
         raise ValueError(f'Plan: remat belongs to engine="adjoint", got engine={plan.engine!r}.')
-    if plan.precision is not None:
-        raise NotImplementedError(
-            f"Plan: precision is not available in this version, got {plan.precision!r}."
-        )
+    check_precision(plan)
     check_mesh(plan)
 
 

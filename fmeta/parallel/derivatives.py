@@ -35,14 +35,24 @@ def pullback(fn: Callable[..., Tree], *primals: Tree) -> Callable[[Tree], tuple[
     return lambda cotangents: into_zeros(pull(tuple(split(cotangents)[0])))
 
 
-def gradient(fn: Callable[..., tuple[Tensor, Any]], *primals: Tree) -> tuple[tuple[Tree, ...], Any]:
-    """Gradients of the scalar that ``fn`` returns first, and what it returns beside it."""
+def gradient(
+    fn: Callable[..., tuple[Tensor, Any]], *primals: Tree, scale: float = 1.0
+) -> tuple[tuple[Tree, ...], Any]:
+    """Gradients of the scalar that ``fn`` returns first, and what it returns beside it.
+
+    ``scale`` multiplies the scalar and divides the gradients, for numbers that half precision has no room for.
+    """
     floats, join = split(primals)
     _, into_zeros = split(tree.zeros_like(primals))
     if not floats:
         return into_zeros(()), fn(*primals)[1]
-    grads, (_, aux) = grad_and_value(lambda leaves: fn(*join(leaves)), has_aux=True)(floats)
-    return into_zeros(grads), aux
+
+    def scaled(leaves: list[Tensor]) -> tuple[Tensor, Any]:
+        value, aux = fn(*join(leaves))
+        return value if scale == 1.0 else value * scale, aux
+
+    grads, (_, aux) = grad_and_value(scaled, has_aux=True)(floats)
+    return into_zeros(grads if scale == 1.0 else [g / scale for g in grads]), aux
 
 
 @functools.cache

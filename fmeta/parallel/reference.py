@@ -28,7 +28,7 @@ def nested_engine(loop: InnerLoop, randomness: str) -> MetaGradient:
             values, metrics, finite = vmap(one, randomness=randomness)(tasks)
             return values.mean(), (metrics, finite.mT)
 
-        (d_meta,), report = gradient(mean, meta)
+        (d_meta,), report = gradient(mean, meta, scale=loop.scale)
         return d_meta, report
 
     return meta_grad

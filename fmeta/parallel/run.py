@@ -19,6 +19,7 @@ from fmeta.parallel.inspect import Found, inspect
 from fmeta.parallel.kernels import Kernel, warn_once
 from fmeta.parallel.mesh import Share, ranks_of
 from fmeta.parallel.mode import Mode, out_of_memory, reseeded, surroundings
+from fmeta.parallel.precision import lowered
 from fmeta.parallel.program import Recorder, Replay
 from fmeta.parallel.reference import autograd_curve, autograd_engine, nested_engine
 from fmeta.parallel.steps import KERNELS, Steps
@@ -37,7 +38,7 @@ class Runner:
     def __init__(self, loop: InnerLoop, plan: Plan) -> None:
         """Nothing is looked at before the first call."""
         load_forward_mode()
-        self.loop, self.plan, self.ranks = loop, plan, ranks_of(plan.mesh)
+        self.loop, self.plan, self.ranks = lowered(loop, plan.precision), plan, ranks_of(plan.mesh)
         self.looked_at: dict[Any, Found] = {}
         self.traits: Traits | None = None
         self.built: dict[Any, Any] = {}

@@ -20,6 +20,7 @@ from torch.func import vmap
 from fmeta import tree
 from fmeta.adapt import batch_of_step, inner_step, support_gradient, with_metrics
 from fmeta.parallel.derivatives import along, gradient, pullback
+from fmeta.parallel.precision import normalised, times
 from fmeta.parallel.traits import Traits
 from fmeta.types import Batch, InnerLoop, Metrics, Task, Tree
 
@@ -45,6 +46,11 @@ KERNELS = (
     "measure_start",
 )
 """The methods of ``Steps`` that an engine calls, each a kernel where compiled."""
+
+
+def count(data: Tree) -> int:
+    """The number of tasks in a batch of them."""
+    return tree.leaves(data)[0].shape[0]
 
 
 @dataclass(frozen=True)
@@ -110,10 +116,12 @@ class Steps:
         """The query gradient: cotangents of the carry and of meta, metrics and whether finite, ``[task]``."""
         if self.traits.outer_reads_meta:
             value = lambda p, m: self.objective(0, p, m, tasks)  # noqa: E731
-            (d_params, d_meta), (metrics, finite) = gradient(value, carry.params, meta)
+            (d_params, d_meta), (metrics, finite) = gradient(value, carry.params, meta, scale=self.loop.scale)
         else:
             value_at = lambda p: self.objective(0, p, meta, tasks)  # noqa: E731
-            (d_params,), (metrics, finite) = gradient(value_at, carry.params)
+            # each task has weights of its own here, so the mean's 1 / tasks is scaled away too
+            scale = self.loop.scale if self.loop.scale == 1.0 else self.loop.scale * count(tasks)
+            (d_params,), (metrics, finite) = gradient(value_at, carry.params, scale=scale)
             d_meta = ()
         return Carry(d_params, tree.zeros_like(carry.state)), d_meta, metrics, finite
 
@@ -123,7 +131,7 @@ class Steps:
         def value(meta: Tree) -> tuple[Tensor, Any]:
             return self.objective(self.shared, self.start(meta, tasks.support).params, meta, tasks)
 
-        (d_meta,), (metrics, finite) = gradient(value, meta)
+        (d_meta,), (metrics, finite) = gradient(value, meta, scale=self.loop.scale)
         return d_meta, metrics, finite
 
     def pull_update(
@@ -145,6 +153,8 @@ class Steps:
         self, dim: int | None, ct_grads: Tree, params: Tree, meta: Tree, batch: Batch, k: Tensor
     ) -> tuple[Tree, Tree]:
         """Cotangent of a gradient pulled back: the Hessian-vector product, and the mixed one for meta."""
+        scale = self.loop.scale
+        ct_grads, size = normalised(ct_grads, scale, count(batch) if dim is None else 1)
 
         def slope(params: Tree, meta: Tree) -> tuple[Tensor, tuple[()]]:
             def one(params: Tree, direction: Tree, batch: Batch) -> Tensor:
@@ -154,10 +164,10 @@ class Steps:
             return self.over_tasks(one, dim, 0, 0)(params, ct_grads, batch).sum(), ()
 
         if self.traits.loss_reads_meta:
-            (hessian, mixed), _ = gradient(slope, params, meta)
-            return hessian, mixed
-        (hessian,), _ = gradient(lambda p: slope(p, meta), params)
-        return hessian, ()
+            products, _ = gradient(slope, params, meta, scale=scale)
+            return times(products, size)
+        (hessian,), _ = gradient(lambda p: slope(p, meta), params, scale=scale)
+        return times(hessian, size), ()
 
     def back(self, ct: Carry, carry: Carry, meta: Tree, batch: Batch, k: Tensor) -> tuple[Carry, Tree]:
         """The cotangent of a carry pulled back through one update: those of the carry before, and of meta."""

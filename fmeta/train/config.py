@@ -18,6 +18,7 @@ MaybeInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
 MaybeFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
 MaybeStr = Annotated[str | None, tyro.conf.arg(metavar="STR")]
 MaybeCompile = Annotated[Literal["auto", "on", "off"] | None, tyro.conf.arg(metavar="{auto,on,off}")]
+MaybePrecision = Annotated[Literal["bf16", "fp16"] | None, tyro.conf.arg(metavar="{bf16,fp16}")]
 MaybePath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 
 
@@ -143,6 +144,9 @@ class Machine:
     """auto, cpu, cuda or cuda:1, ...; auto takes a GPU if there is one."""
     compile: Literal["auto", "on", "off"] = "auto"
     """on: compiled kernels, slow at the first step, then several times faster; auto: where they can be."""
+    precision: MaybePrecision = None
+    """bf16 or fp16: products and convolutions in half precision, weights and updates in float32; results then
+    differ by more than rounding. float32 if not given."""
     threads: MaybeInt = None
     """CPU threads; torch's own choice if not given."""
 

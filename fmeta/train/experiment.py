@@ -131,7 +131,9 @@ def make_outer(outer: Outer, steps: int | None = None) -> Transform:
 
 def make_plan(config: Config[Any]) -> Plan:
     """How kernels run."""
-    return Plan(compile={"auto": "auto", "on": True, "off": False}[config.machine.compile])  # type: ignore[arg-type]
+    machine = config.machine
+    compiled: Any = {"auto": "auto", "on": True, "off": False}[machine.compile]
+    return Plan(compile=compiled, precision=machine.precision)
 
 
 def make_family(config: Config[Any], device: torch.device) -> Family:
