@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
+
 from fmeta import tree
 from fmeta.parallel.boundary import check_meta, check_tasks, inside_transform
 from fmeta.parallel.cost import Cost, Operation, flops_of, moved_by, peak_of, recorded_operations
