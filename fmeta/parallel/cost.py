@@ -83,8 +83,7 @@ def flops_of(operations: list[Operation], like: Like) -> int:
         elif count is not None:
             stand_in = lambda key: torch.empty(like[key][0], dtype=like[key][1], device="meta")  # noqa: E731
             args, kwargs = substitute(one.args, stand_in), substitute(one.kwargs, stand_in)
-            outs = [torch.empty(like[key][0], dtype=like[key][1], device="meta") for key in one.writes]
-            total += int(count(*args, **kwargs, out_val=outs[0] if len(outs) == 1 else tuple(outs)))
+            total += int(count(*args, **kwargs, out_val=one.call(*args, **kwargs)))
     return total
 
 

@@ -34,6 +34,7 @@ MARGIN = 0.97
 """A smaller size must take less than this part of the time of a larger one."""
 SHARE = 0.5
 """The part of free memory that a first size may be predicted to fill."""
+MEMORY = pathlib.Path("/proc/meminfo")
 
 known: dict[str, Choice] = {}
 
@@ -142,7 +143,7 @@ def free_bytes(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
-        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+        lines = MEMORY.read_text().splitlines()
     except OSError:
         return math.inf
     return next(
