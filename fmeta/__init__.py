@@ -9,7 +9,7 @@ from fmeta.adapt import adapt
 from fmeta.adjoint import first_order, truncated, unroll
 from fmeta.algorithms import anil, maml, metasgd, protonet, reptile
 from fmeta.functional import functionalize
-from fmeta.meta import meta_eval, meta_grad, meta_init, meta_step
+from fmeta.meta import explain, meta_eval, meta_grad, meta_init, meta_step
 from fmeta.optim import (
     adagrad,
     adam,
@@ -65,6 +65,7 @@ __all__ = [
     "clip_by_norm",
     "clip_by_value",
     "data",
+    "explain",
     "first_order",
     "functionalize",
     "lion",

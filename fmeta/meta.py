@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fmeta import tree
-from fmeta.parallel import Runner, check_algorithm, check_plan
+from fmeta.parallel import Explanation, Runner, check_algorithm, check_plan, explain_loop
 from fmeta.types import Algorithm, MetaState, Metrics, Params, Plan, TaskBatch, Transform, Tree
 
 
@@ -140,6 +140,43 @@ def meta_eval(
         return found if isinstance(steps, Sequence) else {name: value[:, 0] for name, value in found.items()}
 
     return runner.replayed(evaluate)
+
+
+def explain(algorithm: Algorithm, plan: Plan, meta: Tree, tasks: TaskBatch) -> Explanation:
+    """What ``meta_grad(algorithm, plan)`` does with such tasks, and what that costs, found by running it.
+
+    Args:
+        algorithm: the algorithm.
+        plan: how it is run.
+        meta: what ``meta_grad`` is called with; only shapes matter.
+        tasks: a batch of tasks like those to come.
+
+    Returns:
+        A record of the choices (compiled or why not, chunks, kernels), times, flops, bytes and predicted
+        memory, of this rank's share of the tasks where the plan has a mesh; ``print`` shows it as a table.
+
+    Raises:
+        ValueError, TypeError: as ``meta_grad`` does; inside the caller's own grad, vmap or torch.compile.
+
+    Example:
+        >>> import fmeta
+        >>> apply, params = fmeta.functionalize(fmeta.models.mlp([1, 8, 1]))
+        >>> algorithm = fmeta.maml(fmeta.losses.mse(apply), fmeta.sgd(0.01), steps=2)
+        >>> tasks = fmeta.tasks.sinusoid(tasks=4, shots=5, queries=5)(0, 0)
+        >>> print(fmeta.explain(algorithm, fmeta.Plan(compile=False), params, tasks))
+        engine         adjoint, tasks by vmap
+        compiled       no: the plan says compile=False
+        chunks         1 of 4 tasks
+        remat          none: 2 carries kept, 400 B each
+        ranks          1
+        time           ... ms a meta-gradient
+        flops          ...
+        bytes moved    ...
+        peak memory    ... predicted, beside meta and tasks
+        operations     ...
+    """
+    check_plan(plan)
+    return explain_loop(check_algorithm("explain", algorithm), plan, meta, tasks)
 
 
 def summary(grads: Tree, metrics: Metrics, ok: Tensor) -> Metrics:

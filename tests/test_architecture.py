@@ -209,6 +209,7 @@ SIGNATURES = {
     "meta_grad": ["algorithm", "plan"],
     "meta_step": ["algorithm", "outer", "plan"],
     "meta_eval": ["algorithm", "plan", "steps"],
+    "explain": ["algorithm", "plan", "meta", "tasks"],
     "losses.cross_entropy": ["apply"],
     "losses.mse": ["apply"],
     "tasks.sinusoid": ["tasks", "shots", "queries"],

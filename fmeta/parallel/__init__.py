@@ -4,17 +4,20 @@ The only place where vmap, compilation and distribution appear. Nothing below it
 """
 
 from fmeta.parallel.boundary import check_algorithm, check_plan
+from fmeta.parallel.explain import Explanation, explain_loop
 from fmeta.parallel.processes import ALONE, Elsewhere, Processes, Votes, launched, processes
 from fmeta.parallel.run import Runner
 
 __all__ = [
     "ALONE",
     "Elsewhere",
+    "Explanation",
     "Processes",
     "Runner",
     "Votes",
     "check_algorithm",
     "check_plan",
+    "explain_loop",
     "launched",
     "processes",
 ]

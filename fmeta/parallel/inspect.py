@@ -34,6 +34,7 @@ class Record(TorchDispatchMode):
         self.reads: set[str] = set()
         self.mixed: set[str] = set()
         self.flops = 0
+        self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Note the operation and run it."""
@@ -49,6 +50,7 @@ class Record(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         count = flop_registry.get(func._overloadpacket)
         self.flops += count(*args, **(kwargs or {}), out_val=out) if count else 0
+        self.bytes += sum(leaf.nbytes for leaf in tree.leaves(out) if isinstance(leaf, Tensor))
         return out
 
 
@@ -58,6 +60,7 @@ class Found(NamedTuple):
     random: bool
     captures: bool  # something the caller differentiates reaches the loop through a closure
     flops: int = 0  # of matrix products and convolutions, in one support loss and one query loss of one task
+    bytes: int = 0  # of all that these compute
 
 
 def inspect(loop: InnerLoop, plan: Plan, meta: Tree, tasks: Task) -> Found:
@@ -79,7 +82,7 @@ def inspect(loop: InnerLoop, plan: Plan, meta: Tree, tasks: Task) -> Found:
                     f"shape {tuple(leaf.shape)} ({name}). Write x = x + y instead of x += y."
                 )
     refuse(plan, record)
-    return Found(bool(record.random), captures, record.flops // len(chosen))
+    return Found(bool(record.random), captures, record.flops // len(chosen), record.bytes // len(chosen))
 
 
 def evaluate(loop: InnerLoop, meta: Tree, task: Task) -> bool:

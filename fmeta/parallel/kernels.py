@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fmeta import tree
 from fmeta.functional import differentiable
+from fmeta.parallel.cost import Cost, cost_of_graph
 from fmeta.parallel.program import FlatKernel, Recorder
 from fmeta.parallel.rewrite import multiply_and_sum
 from fmeta.parallel.trace import own_copy, trace
@@ -51,6 +52,7 @@ class Built(NamedTuple):
 
     run: FlatKernel
     out_spec: Any
+    cost: Cost
 
 
 class Kernel:
@@ -61,6 +63,7 @@ class Kernel:
         self.name, self.fn, self.plan = name, fn, plan
         self.compiled: dict[Any, Built | None] = {}
         self.compile_seconds = 0.0
+        self.why = ""  # it runs uncompiled
 
     def __call__(self, *args: Any) -> Any:
         """Run on these trees; compiles first where their shapes are new."""
@@ -92,7 +95,8 @@ class Kernel:
                     f"compile=True: the {self.name} kernel must compile, got {first_line(error)}. "
                     'Use compile="auto" to run it uncompiled.'
                 ) from error
-            warn_once(f"fmeta runs uncompiled: {first_line(error)}", self.name)
+            self.why = first_line(error)
+            warn_once(f"fmeta runs uncompiled: {self.why}", self.name)
             return None
         self.compile_seconds += time.perf_counter() - begin
         return built
@@ -126,6 +130,7 @@ def reason_not_to_compile() -> str:
 def compile_flat(fn: Callable[..., Any], flat: list[Tensor], spec: Any) -> Built:
     """Trace ``fn`` on tensors like ``flat`` and compile the graph."""
     traced = trace(fn, flat, spec)
+    cost = cost_of_graph(traced.graph.graph)
     multiply_and_sum(traced.graph.graph)
     traced.graph.recompile()
     with quiet(), cache_environment(), torch.no_grad():
@@ -139,7 +144,7 @@ def compile_flat(fn: Callable[..., Any], flat: list[Tensor], spec: Any) -> Built
         with settings():
             compiled: Any = compile_fx(traced.graph, example)
     constants = traced.constants
-    return Built(lambda inputs: compiled(*inputs, *constants), traced.out_spec)
+    return Built(lambda inputs: compiled(*inputs, *constants), traced.out_spec, cost)
 
 
 def settings() -> contextlib.AbstractContextManager[Any]:

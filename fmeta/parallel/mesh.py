@@ -41,6 +41,8 @@ class Share(NamedTuple):
 class Alone:
     """One process: its share is everything, and there is nobody to agree with."""
 
+    size = 1
+
     def share(self, total: int, unit: int = 1) -> Share:
         """The tasks of this rank; ``unit`` of them are never parted."""
         return Share(0, total, total)

@@ -37,6 +37,12 @@ class Mode:
         # which is a reference, and evaluation, which is seldom called often enough to win its compile time back.
         worth_it = training and plan.engine == "adjoint" and plan.tasks == "vmap"
         self.compiled = (plan.compile is True or (plan.compile == "auto" and worth_it)) and not why
+        if not why and plan.compile is False:
+            why = "the plan says compile=False"
+        elif not why and not self.compiled:
+            never = f"engine={plan.engine!r} never is"
+            why = never if plan.engine == "autograd" else "this plan is with compile=True only"
+        self.why = why  # it runs uncompiled
         self.merged = self.compiled and worth_it and flops < LAUNCH_BOUND
 
 

@@ -24,6 +24,7 @@ from fmeta.parallel.program import Recorder, Replay
 from fmeta.parallel.reference import autograd_curve, autograd_engine, nested_engine
 from fmeta.parallel.steps import KERNELS, Steps
 from fmeta.parallel.traits import Traits, probe
+from fmeta.parallel.tune import Choice, choose, key_of, start_size, tuned
 from fmeta.types import InnerLoop, Plan, Task, TaskBatch, Tree
 
 Metrics = dict[str, Tensor]
@@ -44,6 +45,7 @@ class Runner:
         self.built: dict[Any, Any] = {}
         self.kernels: dict[str, Kernel] = {}
         self.chunk = None if plan.chunk_size == "auto" else plan.chunk_size
+        self.choices: dict[Any, Choice] = {}
 
     def replayed(self, fn: Callable[..., Any]) -> Replay:
         """A whole call, replayed where it is made of kernels."""
@@ -154,9 +156,39 @@ class Runner:
                 mode = self.look(meta, batch, training)
                 self.ranks.check_outside(call, mode.inside)
                 own = tree.map(lambda leaf: leaf[share.rows], batch) if mapped and self.plan.mesh else batch
+                run = partial(self.over_chunks_of, own, make, mode, meta, seed, first)
                 with surroundings(mode):
-                    results += self.over_chunks_of(own, make, mode, meta, seed, first)
+                    tunes = self.plan.chunk_size == "auto" and training and mapped and mode.compiled
+                    results += self.in_best_chunks(run, share, meta, batch) if tunes else run()
         return share, results
+
+    def in_best_chunks(self, run: Any, share: Share, meta: Tree, batch: Task) -> list[tuple[int, Any]]:
+        """``run()`` with the chunk size that is best for such tasks, found out at the first call."""
+        shapes = signature(meta, batch)
+        if shapes not in self.choices and Recorder.active is None:
+            loop, device, total = self.loop, tree.device(meta), -(-share.total // self.ranks.size)
+            found = self.looked_at.get((True, shapes)) or self.looked_at[False, shapes]
+
+            def attempt(size: int) -> int:
+                self.chunk = size
+                run()
+                return self.chunk
+
+            def make() -> Choice:
+                start = start_size(loop, self.plan, meta, total, found.bytes)
+                return choose(attempt, total, self.ranks.agree(start), self.ranks.agree, device)
+
+            about = (shapes, loop.steps, loop.adjoint, loop.weights, found.flops, found.bytes)
+            key = key_of(*about, self.plan.engine, self.plan.remat, self.ranks.size, device=device)
+            self.choices[shapes] = tuned(key, self.ranks.agree, make)
+        if shapes not in self.choices:
+            return run()
+        choice = self.choices[shapes]
+        self.chunk = choice.size
+        results = run()
+        if self.chunk != choice.size:
+            self.choices[shapes] = choice._replace(size=self.chunk, why="memory ran out with more")
+        return results
 
     def over_chunks_of(
         self, batch: Task, make: Any, mode: Mode, meta: Tree, seed: int, first: int
