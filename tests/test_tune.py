@@ -16,7 +16,7 @@ from torch import Tensor
 import fmeta
 from fmeta import Plan
 from fmeta.parallel import run as running
-from fmeta.parallel import tune
+from fmeta.parallel import store, tune
 from fmeta.parallel.tune import Choice, choose, part_near
 
 CPU = torch.device("cpu")
@@ -104,7 +104,7 @@ def test_choices_live_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(tune, "known", {})
     assert tune.recall("some-key") == choice
     assert tune.recall("another-key") is None
-    tune.path_of("broken-key").write_text('{"size": 4}')
+    store.path_of("chunks", "broken-key").write_text('{"size": 4}')
     assert tune.recall("broken-key") is None
 
 

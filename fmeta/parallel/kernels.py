@@ -11,8 +11,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import pathlib
 import platform
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,10 +23,13 @@ from torch import Tensor
 
 from fmeta import tree
 from fmeta.functional import differentiable
+from fmeta.parallel import modules
+from fmeta.parallel.convolutions import as_products, faster_as_product
 from fmeta.parallel.cost import Cost, cost_of_graph
 from fmeta.parallel.program import FlatKernel, Recorder
 from fmeta.parallel.rewrite import multiply_and_sum
-from fmeta.parallel.trace import own_copy, trace
+from fmeta.parallel.store import cache_folder
+from fmeta.parallel.trace import Traced, own_copy, trace
 from fmeta.types import MetaLearningWarning, Plan
 
 TESTED = ("2.14",)  # the torch releases whose private compiler entry points this file was tested with
@@ -35,16 +38,6 @@ told: set[str] = set()
 
 class CannotCompile(Exception):
     """Why a function runs uncompiled; becomes a warning or an error according to ``Plan.compile``."""
-
-
-def cache_folder() -> pathlib.Path:
-    """Where compiled kernels are kept: ``$FMETA_CACHE``, else the user's cache directory."""
-    base = os.environ.get("FMETA_CACHE")
-    if base:
-        return pathlib.Path(base) / "kernels"
-    return (
-        pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "fmeta" / "kernels"
-    )
 
 
 class Built(NamedTuple):
@@ -127,12 +120,38 @@ def reason_not_to_compile() -> str:
     return ""
 
 
-def compile_flat(fn: Callable[..., Any], flat: list[Tensor], spec: Any) -> Built:
-    """Trace ``fn`` on tensors like ``flat`` and compile the graph."""
+class Prepared(NamedTuple):
+    """A function traced on tensors of some shapes and rewritten: what is compiled."""
+
+    traced: Traced
+    flat: list[Tensor]
+    cost: Cost
+    key: str  # among the modules on disk; empty where none are kept
+
+
+def prepare(fn: Callable[..., Any], flat: list[Tensor], spec: Any) -> Prepared:
+    """Trace ``fn`` on tensors like ``flat`` and write its products as they are fastest."""
     traced = trace(fn, flat, spec)
-    cost = cost_of_graph(traced.graph.graph)
-    multiply_and_sum(traced.graph.graph)
+    graph = traced.graph.graph
+    cost = cost_of_graph(graph)
+    as_products(graph, faster_as_product(tree.device(flat)))
+    multiply_and_sum(graph)
+    graph.eliminate_dead_code()
     traced.graph.recompile()
+    on_cpu = all(x.device.type == "cpu" for x in [*flat, *traced.constants])
+    return Prepared(traced, flat, cost, modules.key_of(traced, flat) if on_cpu else "")
+
+
+def compile_flat(fn: Callable[..., Any], flat: list[Tensor], spec: Any) -> Built:
+    """Compile ``fn`` for tensors like ``flat``, or find it compiled."""
+    job = prepare(fn, flat, spec)
+    call = (modules.load(job.key) if job.key else None) or compile_graph(job)
+    constants = job.traced.constants
+    return Built(lambda inputs: call([*inputs, *constants]), job.traced.out_spec, job.cost)
+
+
+def compile_graph(job: Prepared) -> Callable[[list[Tensor]], Any]:
+    """Hand a graph to inductor, and keep what it makes."""
     with quiet(), cache_environment(), torch.no_grad():
         from torch._inductor.compile_fx import compile_fx
         from torch._subclasses import FakeTensorMode
@@ -140,24 +159,49 @@ def compile_flat(fn: Callable[..., Any], flat: list[Tensor], spec: Any) -> Built
 
         # inductor's caches on disk pass over a graph whose fake tensors know no shape environment
         fake = FakeTensorMode(shape_env=ShapeEnv())
-        example = [fake.from_tensor(own_copy(x), static_shapes=True) for x in [*flat, *traced.constants]]
-        with settings():
-            compiled: Any = compile_fx(traced.graph, example)
-    constants = traced.constants
-    return Built(lambda inputs: compiled(*inputs, *constants), traced.out_spec, cost)
+        real = [*job.flat, *job.traced.constants]
+        example = [fake.from_tensor(own_copy(x), static_shapes=True) for x in real]
+        with settings(), modules.noted() as found:
+            compiled: Any = compile_fx(job.traced.graph, example)
+    if job.key:
+        modules.keep(job.key, found)
+    return (modules.load(job.key) if job.key else None) or (lambda inputs: compiled(*inputs))
 
 
-def settings() -> contextlib.AbstractContextManager[Any]:
+@contextlib.contextmanager
+def settings() -> Iterator[None]:
     """What fmeta asks of inductor, where the user has not chosen.
 
     Inductor proves that the C++ compiler can build for each instruction set of the processor, which takes 5 of
     the first 13 seconds on two cores. Here the processor is asked and the compiler trusted: should it refuse, the
     kernel does not compile, and that is handled already.
+
+    To choose a loop to vectorise, inductor puts the strides of every access through ``sympy.simplify``, which takes
+    half of its time on the graph of a convolutional network. They are sums of products, so expanding does.
     """
-    from torch._inductor import config
+    from torch._inductor import config, sizevars
 
     trusted = config.cpp.vec_isa_ok is None and platform.machine() in ("x86_64", "AMD64", "aarch64", "arm64")
-    return config.patch({"cpp.vec_isa_ok": True} if trusted else {})
+    before = sizevars.sympy
+    sizevars.sympy = Expanding()
+    try:
+        with config.patch({"cpp.vec_isa_ok": True} if trusted else {}):
+            yield
+    finally:
+        sizevars.sympy = before
+
+
+class Expanding:
+    """Sympy, but for ``simplify``."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever sympy has."""
+        return getattr(sys.modules["sympy"], name)
+
+    @staticmethod
+    def simplify(expression: Any) -> Any:
+        """The expression as a sum."""
+        return expression.expand()
 
 
 @contextlib.contextmanager

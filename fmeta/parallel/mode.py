@@ -43,7 +43,11 @@ class Mode:
             never = f"engine={plan.engine!r} never is"
             why = never if plan.engine == "autograd" else "this plan is with compile=True only"
         self.why = why  # it runs uncompiled
-        self.merged = self.compiled and worth_it and flops < LAUNCH_BOUND
+        self.small = self.compiled and worth_it and flops < LAUNCH_BOUND
+
+    def merges(self, loop: InnerLoop) -> bool:
+        """Whether a whole meta-gradient is one kernel."""
+        return self.small and loop.steps <= 1
 
 
 @contextlib.contextmanager

@@ -8,16 +8,17 @@ from collections.abc import Callable
 import torch
 from torch import fx
 
-aten = torch.ops.aten
-SMALL = 1_000_000
-"""Multiplications in a product below which multiplying and summing wins against a matrix product.
+from fmeta.parallel.convolutions import SMALL
+from fmeta.parallel.graphs import Writer
 
-It fuses with what is around it, where each call of a library costs 5 to 20 microseconds and a parallel region.
-"""
+aten = torch.ops.aten
 
 
 def multiply_and_sum(graph: fx.Graph) -> None:
-    """Write small matrix products as a product and a sum, which inductor fuses with their surroundings."""
+    """Write small matrix products as a product and a sum, which inductor fuses with their surroundings.
+
+    Each call of a library costs 5 to 20 microseconds and a parallel region.
+    """
     for node in list(graph.nodes):
         rewrite = PRODUCTS.get(node.target)
         if rewrite is None or node.kwargs:
@@ -26,21 +27,19 @@ def multiply_and_sum(graph: fx.Graph) -> None:
         (shape, dtype), (other, _) = a.meta["like"], b.meta["like"]
         if math.prod(shape) * other[-1] <= SMALL and dtype.is_floating_point:
             with graph.inserting_before(node):
-                node.replace_all_uses_with(rewrite(graph, *node.args))
+                node.replace_all_uses_with(rewrite(Writer(graph), *node.args))
             graph.erase_node(node)
 
 
-def product(graph: fx.Graph, a: fx.Node, b: fx.Node) -> fx.Node:
+def product(write: Writer, a: fx.Node, b: fx.Node) -> fx.Node:
     """``[..., m, k] @ [..., k, n]`` as a sum over k."""
-    call = graph.call_function
-    left = call(aten.unsqueeze.default, (a, -1))
-    right = call(aten.unsqueeze.default, (b, -3))
-    return call(aten.sum.dim_IntList, (call(aten.mul.Tensor, (left, right)), [-2]))
+    left, right = write(aten.unsqueeze.default, a, -1), write(aten.unsqueeze.default, b, -3)
+    return write(aten.sum.dim_IntList, write(aten.mul.Tensor, left, right), [-2])
 
 
-def shifted(graph: fx.Graph, bias: fx.Node, a: fx.Node, b: fx.Node) -> fx.Node:
+def shifted(write: Writer, bias: fx.Node, a: fx.Node, b: fx.Node) -> fx.Node:
     """A product and an addend."""
-    return graph.call_function(aten.add.Tensor, (product(graph, a, b), bias))
+    return write(aten.add.Tensor, product(write, a, b), bias)
 
 
 PRODUCTS: dict[object, Callable[..., fx.Node]] = {

@@ -23,8 +23,9 @@ from fmeta.parallel.precision import lowered
 from fmeta.parallel.program import Recorder, Replay
 from fmeta.parallel.reference import autograd_curve, autograd_engine, nested_engine
 from fmeta.parallel.steps import KERNELS, Steps
+from fmeta.parallel.store import key_of
 from fmeta.parallel.traits import Traits, probe
-from fmeta.parallel.tune import Choice, choose, key_of, start_size, tuned
+from fmeta.parallel.tune import Choice, choose, start_size, tuned
 from fmeta.types import InnerLoop, Plan, Task, TaskBatch, Tree
 
 Metrics = dict[str, Tensor]
@@ -53,7 +54,7 @@ class Runner:
         compiled = plan.engine == "adjoint" and plan.tasks == "vmap" and plan.compile is not False
         return Replay(fn, compiled and plan.randomness == "error")
 
-    def kernel(self, name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
+    def kernel(self, name: str, fn: Callable[..., Any]) -> Kernel:
         """A compiled form of a function of tensors."""
         return self.kernels.setdefault(name, Kernel(name, fn, self.plan))
 
@@ -92,7 +93,7 @@ class Runner:
         if plan.engine == "nested" or torch.compiler.is_compiling():
             engine = nested_engine(loop, plan.randomness)
             return self.kernel("nested", engine) if mode.compiled else engine
-        traits, merged = self.traits or Traits(), mode.merged and loop.steps <= 1
+        traits, merged = self.traits or Traits(), mode.merges(loop)
         engine = adjoint_engine(loop, self.steps(loop, mode.compiled and not merged), traits, plan.remat)
         return self.kernel("whole", engine) if merged else engine
 
@@ -217,7 +218,7 @@ class Runner:
             Recorder.active.broken = True
         if mode.random or torch.compiler.is_compiling():
             return make(loop, mode)(meta, chunk)
-        key = (getattr(make, "args", ()), mode.compiled, mode.merged)
+        key = (getattr(make, "args", ()), mode.compiled, mode.merges(loop))
         if key not in self.built:
             self.built[key] = make(loop, mode)
         return self.built[key](meta, chunk)

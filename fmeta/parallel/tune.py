@@ -6,25 +6,19 @@ allows, and where that call is slow enough for the answer to matter, at most two
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 import math
-import os
 import pathlib
-import platform
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 
 from fmeta import tree
-from fmeta.parallel.kernels import cache_folder
+from fmeta.parallel import store
+from fmeta.parallel.store import LOG, clock
 from fmeta.types import InnerLoop, Plan, Tree
 
-LOG = logging.getLogger("fmeta")
 WORTH_IT = 0.05
 """Seconds of a call below which no other size is tried."""
 REPEATS = 3
@@ -113,13 +107,6 @@ def part_near(tasks: int, target: float) -> int:
     return nearest if target / 2 <= nearest <= target * 2 else max(int(target), 1)
 
 
-def clock(device: torch.device) -> float:
-    """The time once the device has nothing left to do."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    return time.perf_counter()
-
-
 def carries_kept(loop: InnerLoop, plan: Plan) -> int:
     """The most carries that the adjoint engine holds for its backward loop."""
     exact = loop.steps if loop.adjoint.last is None else min(loop.adjoint.last, loop.steps)
@@ -151,22 +138,14 @@ def free_bytes(device: torch.device) -> float:
     )
 
 
-def key_of(*parts: Any, device: torch.device) -> str:
-    """A name for what a choice depends on: shapes and the loop (``parts``), machine, threads, torch."""
-    machine = (platform.machine(), torch.backends.cpu.get_cpu_capability(), os.cpu_count())
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    told = repr((parts, machine, name, torch.get_num_threads(), torch.__version__))
-    return hashlib.sha256(told.encode()).hexdigest()[:32]
-
-
 def recall(key: str) -> Choice | None:
     """A choice made earlier, in this process or another; None where there is none that can be read."""
     if key not in known:
         try:
-            found = json.loads(path_of(key).read_text())
+            found = store.read("chunks", key)
             times = {int(size): float(ms) for size, ms in found["milliseconds"].items()}
             known[key] = Choice(int(found["size"]), int(found["tasks"]), times, str(found["why"]))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             return None
     return known[key]
 
@@ -174,19 +153,7 @@ def recall(key: str) -> Choice | None:
 def remember(key: str, choice: Choice) -> None:
     """Keep a choice in this process and, where the folder can be written to, for later ones."""
     known[key] = choice
-    file = path_of(key)
-    draft = file.with_suffix(f".{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps(choice._asdict()))
-        draft.replace(file)
-    except OSError as error:
-        LOG.info("chunk_size=auto: the choice is not kept for later processes: %s", error)
-
-
-def path_of(key: str) -> pathlib.Path:
-    """The file of a choice."""
-    return cache_folder() / "chunks" / f"{key}.json"
+    store.write("chunks", key, choice._asdict())
 
 
 def tuned(key: str, agree: Callable[[Any], Any], make: Callable[[], Choice]) -> Choice:

@@ -14,7 +14,7 @@ from fmeta.parallel.cost import Cost
 from fmeta.parallel.mode import Mode, surroundings
 from fmeta.parallel.program import FlatKernel, Recorder
 from fmeta.parallel.run import Runner
-from fmeta.parallel.tune import clock
+from fmeta.parallel.store import clock
 from fmeta.types import InnerLoop, Plan, Task, Tree
 
 TIMES = 5

@@ -32,15 +32,15 @@ def glyphs() -> Config[FewShotTask]:
     """Characters of scripts that training never saw, from one picture each; needs no data.
 
     Pictures are rendered from the fonts that come with matplotlib, a character is a class, and scripts are
-    split between training, validation and test. The protocol is that of the omniglot recipe, with half as many
-    filters and a higher outer rate, which learn faster.
+    split between training, validation and test. The protocol is that of the omniglot recipe, but for half as
+    many filters, a higher outer rate, and five query pictures a class, which learn faster.
     """
     return Config(
         recipe="glyphs",
-        task=FewShotTask(channels=32),
+        task=FewShotTask(channels=32, queries=5),
         inner=Inner(inner_lr=0.4, inner_steps=1, test_steps=3),
-        outer=Outer(tasks=32, outer_steps=3_000, outer_lr=3e-3),
-        report=Report(log_interval=50, val_interval=250, val_tasks=200, test_tasks=1_000),
+        outer=Outer(tasks=32, outer_steps=6_000, outer_lr=3e-3),
+        report=Report(log_interval=50, val_interval=500, val_tasks=200, test_tasks=1_000),
     )
 
 
