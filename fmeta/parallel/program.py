@@ -8,7 +8,7 @@ costs a few microseconds beside the kernel itself, and a register is freed at it
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from fmeta import tree
 
 FlatKernel = Callable[[list[Tensor]], list[Tensor]]
+Guard = Callable[[], AbstractContextManager[Any]]
 
 
 class Register(NamedTuple):
@@ -198,9 +199,7 @@ class Replay:
     The first call builds kernels and makes the checks that are made once for every combination of shapes.
     """
 
-    def __init__(
-        self, fn: Callable[..., Any], wanted: bool, guard: Callable[[], AbstractContextManager[Any]]
-    ) -> None:
+    def __init__(self, fn: Callable[..., Any], wanted: bool, guard: Guard = nullcontext) -> None:
         """Remember nothing yet; where it is not wanted, every call is a plain one. Replays run in ``guard()``."""
         self.fn, self.wanted, self.guard = fn, wanted, guard
         self.calls: dict[Any, Program | str] = {}
