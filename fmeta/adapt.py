@@ -15,7 +15,7 @@ from torch.func import grad_and_value
 
 from fmeta import tree
 from fmeta.adjoint import differentiates, unroll
-from fmeta.losses import outputs
+from fmeta.losses import checked, outputs, with_metrics
 from fmeta.optim import as_inner
 from fmeta.types import Adapted, Adjoint, Algorithm, Batch, InnerLoop, LossFn, Params, Task, Transform, Tree
 
@@ -26,11 +26,6 @@ class Point(NamedTuple):
     params: Tree
     opt_state: Tree
     loss: Tensor | None  # support loss before the update that led here; None at the start
-
-
-def with_metrics(value: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    """What a loss returned, as ``(scalar, metrics)``; a bare scalar has no metrics."""
-    return value if isinstance(value, tuple) else (value, {})
 
 
 def inner_step(
@@ -138,9 +133,9 @@ def adapt(
     inner = as_inner(inner)
     loop = InnerLoop(
         start=lambda meta, support: meta,
-        loss=lambda params, meta, batch, k: with_metrics(loss_fn(params, batch)),
+        loss=lambda params, meta, batch, k: checked("adapt", loss_fn(params, batch)),
         inner=lambda meta, k: inner,
-        outer=lambda params, meta, task: with_metrics(loss_fn(params, task.query)),
+        outer=lambda params, meta, task: checked("adapt", loss_fn(params, task.query)),
         steps=steps,
         adjoint=adjoint,
     )

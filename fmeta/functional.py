@@ -39,8 +39,9 @@ def functionalize(module: nn.Module, *, batch_norm: Statistics | None = None) ->
 
     Raises:
         TypeError: if this is not an ``nn.Module``.
-        ValueError: if ``"frozen"`` finds no running statistics; a parameter has no shape yet or is also kept
-            where it cannot be replaced; in the first call, if forward changes the module.
+        ValueError: if ``"frozen"`` finds no running statistics; a parameter has no shape yet, or is kept, alone
+            or with its module, where it cannot be replaced (a list, a closure); in the first call, if forward
+            changes the module.
         NotImplementedError: for modules that cannot be a pure function, by name.
 
     >>> apply, params = functionalize(nn.Linear(2, 1))
@@ -51,8 +52,9 @@ def functionalize(module: nn.Module, *, batch_norm: Statistics | None = None) ->
         raise TypeError(f"functionalize: a torch.nn.Module was expected, got {type(module).__name__}.")
     if batch_norm not in (None, "batch", "frozen"):
         raise ValueError(f'functionalize: batch_norm must be "batch", "frozen" or None, got {batch_norm!r}.')
+    registered = set(module.modules())
     for name, layer in module.named_modules():
-        layers.refuse(name, layer, batch_norm)
+        layers.refuse(name, layer, batch_norm, registered)
     module = _copy(module)
     for layer in list(module.modules()):
         layers.make_pure(layer, batch_norm)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable, Iterator
+from functools import partial
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -11,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
-from fmeta import purity, tree
+from fmeta import purity
 from fmeta.recurrent import Recurrent
 
 NOT_PURE: dict[type, str] = {
@@ -23,8 +27,8 @@ NOT_PURE: dict[type, str] = {
 RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)
 
 
-def refuse(name: str, layer: nn.Module, batch_norm: str | None) -> None:
-    """Raise for a layer that cannot be made a pure function."""
+def refuse(name: str, layer: nn.Module, batch_norm: str | None, registered: set[nn.Module]) -> None:
+    """Raise for a layer, one of those registered, that cannot be made a pure function."""
     place = f"{type(layer).__name__} at {name or 'the top'!r}"
     for kind, reason in NOT_PURE.items():
         if isinstance(layer, kind):
@@ -57,7 +61,7 @@ def refuse(name: str, layer: nn.Module, batch_norm: str | None) -> None:
             'Use batch_norm="batch".'
         )
     if not isinstance(layer, nn.RNNBase):
-        _refuse_hidden_parameters(place, layer)
+        _refuse_hidden_parameters(place, layer, registered)
 
 
 def make_pure(layer: Any, batch_norm: str | None) -> None:
@@ -116,14 +120,50 @@ def _is_frozen(layer: _NormBase) -> bool:
     return not layer.training and layer.running_mean is not None
 
 
-def _refuse_hidden_parameters(place: str, layer: nn.Module) -> None:
-    """A parameter in a plain list, say, cannot be replaced: its gradient would silently be zero."""
+def _refuse_hidden_parameters(place: str, layer: nn.Module, registered: set[nn.Module]) -> None:
+    """What is kept beside the registered parameters cannot be replaced: its gradient would silently be zero."""
     for name, value in vars(layer).items():
-        hidden = name not in purity.PARTS and any(
-            isinstance(leaf, nn.Parameter) for leaf in tree.leaves(value)
-        )
-        if hidden:
-            raise ValueError(
-                f"functionalize: {place} keeps parameters in the attribute {name!r}, where they cannot be "
-                "replaced. Use nn.ParameterList or nn.ParameterDict, or look them up in forward."
-            )
+        for kept, shared in () if name in purity.PARTS else _held(value, set()):
+            if isinstance(kept, nn.Parameter):
+                raise ValueError(
+                    f"functionalize: {place} keeps parameters in the attribute {name!r}, where they cannot be "
+                    "replaced. Use nn.ParameterList or nn.ParameterDict, or look them up in forward."
+                )
+            if not any(p.requires_grad for p in kept.parameters()):
+                continue
+            if shared:
+                raise ValueError(
+                    f"functionalize: {place} keeps a function in the attribute {name!r} that refers to a "
+                    f"{type(kept).__name__}, whose parameters cannot be replaced in it. Make it a method, or pass "
+                    "the module as an argument."
+                )
+            if kept not in registered:
+                raise ValueError(
+                    f"functionalize: {place} keeps a {type(kept).__name__} in the attribute {name!r}, where it is "
+                    "not registered and its parameters cannot be replaced. Use nn.ModuleList or nn.ModuleDict."
+                )
+
+
+def _held(value: Any, seen: set[Any], shared: bool = False) -> Iterator[tuple[Any, bool]]:
+    """Parameters and modules within a value, and whether a function holds them: a copy of it has the same ones."""
+    if (id(value), shared) in seen:
+        return
+    seen.add((id(value), shared))
+    parts: Iterable[Any] = ()
+    match value:
+        case nn.Parameter() | nn.Module():
+            yield value, shared
+        case dict():
+            parts = value.values()
+        case list() | tuple() | set() | frozenset() | deque():
+            parts = value
+        case partial():
+            parts = (value.func, *value.args, *value.keywords.values())
+        case MethodType():
+            parts = (value.__self__, value.__func__)
+        case FunctionType():
+            filled = [cell for cell in value.__closure__ or () if cell != CellType()]
+            parts = (*(cell.cell_contents for cell in filled), value.__defaults__, value.__kwdefaults__)
+            shared = True
+    for part in parts:
+        yield from _held(part, seen, shared)

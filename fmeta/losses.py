@@ -61,13 +61,10 @@ class CrossEntropy:
     def __call__(self, params: Params, batch: Batch, /) -> tuple[Tensor, Metrics]:
         """``(params, batch) -> (loss, {"accuracy": ...})``."""
         labels = batch.y
-        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-            raise TypeError(
-                f"cross_entropy: labels must be integers, got {labels.dtype}. Pass labels.long()."
-            )
+        check_integers("cross_entropy", labels)
         logits = _at_least_float32(outputs(self.apply, params, batch.x))
         if ("labels" not in self._seen or _always.get()) and _is_plain(labels):
-            _check_range(labels, logits.shape[1])
+            _check_range("cross_entropy", labels, logits.shape[1])
             self._seen.add("labels")
         loss = F.cross_entropy(logits, labels.long(), label_smoothing=self.label_smoothing)
         return loss, {"accuracy": (logits.detach().argmax(1) == labels).float().mean()}
@@ -88,6 +85,61 @@ class MeanSquaredError:
                 f"{tuple(batch.y.shape)}. Reshape the targets, for example y[:, None]."
             )
         return (predicted - batch.y.to(predicted.dtype)).square().mean(), {}
+
+
+def with_metrics(value: Any) -> tuple[Tensor, Metrics]:
+    """What a loss returned, as ``(scalar, metrics)``; a bare scalar has no metrics."""
+    return value if isinstance(value, tuple) else (value, {})
+
+
+def reported(call: str, value: Any) -> tuple[Tensor, Metrics]:
+    """`with_metrics` of a user's own loss, none of whose metrics may hide the query loss."""
+    value = with_metrics(value)
+    if any(isinstance(part, dict) and "loss" in part for part in value):
+        raise ValueError(
+            f"{call}: a metric must not be named 'loss', got one. The query loss is reported by that name; use "
+            "another."
+        )
+    return value
+
+
+def checked(call: str, value: Any, what: str = "the loss") -> tuple[Tensor, Metrics]:
+    """`with_metrics` of what is one floating number, alone or with a dict of metrics; else an error."""
+    wrong = fault(value)
+    if wrong:
+        kind, text = wrong
+        raise kind(f"{call}: {what} {text}")
+    return with_metrics(value)
+
+
+def fault(value: Any) -> tuple[type[Exception], str] | None:
+    """What is wrong with what a loss returned; depends on shapes only."""
+    loss, metrics = value if isinstance(value, tuple) and len(value) == 2 else (value, {})
+    if not isinstance(loss, Tensor) or not isinstance(metrics, dict):
+        got = _describe(metrics if isinstance(loss, Tensor) else loss)
+        return TypeError, (
+            f"must return (scalar, metrics), got {got}. Return `loss, {{}}` where there are no metrics."
+        )
+    if loss.shape != () or not loss.is_floating_point():
+        return ValueError, (
+            f"must be a floating scalar, got shape {tuple(loss.shape)} of {loss.dtype}. Average over the "
+            "examples, loss.mean() say."
+        )
+    for name, metric in metrics.items():
+        if not isinstance(metric, Tensor) or metric.shape != ():
+            return ValueError, (
+                f"must report one number a task: metric {name!r} must be a tensor without dimensions, got "
+                f"{_describe(metric)}. Write metric.mean(), say."
+            )
+    return None
+
+
+def _describe(value: Any) -> str:
+    if value is None:
+        return "None"
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, tuple) else "")
 
 
 def outputs(apply: Callable[..., Any], params: Params, x: Tree) -> Tensor:
@@ -132,10 +184,30 @@ def _is_plain(tensor: Tensor) -> bool:
     )
 
 
-def _check_range(labels: Tensor, ways: int) -> None:
+def check_integers(call: str, labels: Tensor) -> None:
+    """Refuse labels that are no class numbers."""
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"{call}: labels must be integers, got {labels.dtype}. Pass labels.long().")
+
+
+def check_occur(call: str, labels: Tensor, support: Tensor, ways: int) -> None:
+    """While labels are checked: refuse those out of range, and classes that the support set lacks."""
+    if not (_always.get() and _is_plain(labels) and _is_plain(support)):
+        return
+    for found in (support, labels):
+        _check_range(call, found, ways)
+    absent = labels[~torch.isin(labels, support)]
+    if absent.numel():
+        raise ValueError(
+            f"{call}: every class of the query set needs an example in the support set, got none of class "
+            f"{absent[0].item()}. Sample both from the same classes."
+        )
+
+
+def _check_range(call: str, labels: Tensor, ways: int) -> None:
     low, high = labels.min().item(), labels.max().item()
     if low < 0 or high >= ways:
         raise ValueError(
-            f"cross_entropy: labels must be in 0..{ways - 1} for {ways} outputs, got "
+            f"{call}: labels must be in 0..{ways - 1} for {ways} outputs, got "
             f"{low if low < 0 else high}. Relabel the classes of a task from 0, or widen the head."
         )

@@ -63,7 +63,7 @@ def meta_grad(algorithm: Algorithm, plan: Plan = Plan()) -> Callable[[Tree, Task
         grads, report = runner.gradient("meta_grad", meta, tasks)
         return grads, summarised(grads, *report)
 
-    return runner.replayed(gradient)
+    return runner.replayed("meta_grad", gradient)
 
 
 def meta_step(
@@ -110,7 +110,7 @@ def meta_step(
         grads, report = runner.gradient("meta_step", state.meta, tasks)
         return finished(state, grads, *report)
 
-    return runner.replayed(whole)
+    return runner.replayed("meta_step", whole)
 
 
 def meta_eval(
@@ -139,7 +139,7 @@ def meta_eval(
         found = runner.metrics("meta_eval", meta, tasks, at)
         return found if isinstance(steps, Sequence) else {name: value[:, 0] for name, value in found.items()}
 
-    return runner.replayed(evaluate)
+    return runner.replayed("meta_eval", evaluate)
 
 
 def explain(algorithm: Algorithm, plan: Plan, meta: Tree, tasks: TaskBatch) -> Explanation:

@@ -22,6 +22,11 @@ class Seen(NamedTuple):
 State = dict[str, Seen]
 
 
+def version(tensor: Tensor) -> int:
+    """How often a tensor had been written to; torch.inference_mode does not count, so there always 0."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 def snapshot(module: nn.Module) -> State:
     """Everything that the module and its children hold, by dotted name."""
     return {
@@ -74,7 +79,7 @@ def _see(value: Any) -> Seen:
         contents = tuple(value)
     elif isinstance(value, dict):
         contents = (*value.keys(), *value.values())
-    return Seen(value, contents, value._version if isinstance(value, Tensor) else 0)
+    return Seen(value, contents, version(value) if isinstance(value, Tensor) else 0)
 
 
 def _same(a: Seen | None, b: Seen | None) -> bool:

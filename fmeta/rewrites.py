@@ -93,6 +93,34 @@ def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None
     return out if bias is None else out + bias
 
 
+def embedding_bag(
+    input: Tensor,
+    weight: Tensor,
+    offsets: Tensor | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    mode: str = "mean",
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> Tensor:
+    """Sum or mean of the embeddings of each row; torch's has no second derivative."""
+    if input.dim() != 2 or mode == "max" or max_norm is not None or scale_grad_by_freq:
+        raise NotImplementedError(
+            f"embedding_bag: only the sum or mean of bags of one size can be differentiated twice, got mode={mode!r}, "
+            f"input of shape {tuple(input.shape)}, max_norm={max_norm}, scale_grad_by_freq={scale_grad_by_freq}. "
+            "Pad the bags to [bags, size] with padding_idx, or use nn.Embedding."
+        )
+    found = F.embedding(input, weight)
+    shares = torch.ones_like(found[..., 0]) if per_sample_weights is None else per_sample_weights
+    if padding_idx is not None:
+        shares = torch.where(input == padding_idx % len(weight), 0.0, shares)
+    total = (found * shares.unsqueeze(-1)).sum(1)
+    return total if mode == "sum" else total / shares.sum(1, keepdim=True).clamp(min=1)
+
+
 def soft_margin_loss(
     input: Tensor, target: Tensor, size_average: Any = None, reduce: Any = None, reduction: str = "mean"
 ) -> Tensor:
@@ -151,6 +179,7 @@ REWRITES: dict[Any, Callable[..., Any]] = {
     F.hardsigmoid: hardsigmoid,
     F.rrelu: rrelu,
     F.bilinear: bilinear,
+    F.embedding_bag: embedding_bag,
     F.soft_margin_loss: soft_margin_loss,
     F.gaussian_nll_loss: gaussian_nll_loss,
     torch._weight_norm: weight_norm,

@@ -89,8 +89,16 @@ def activations() -> list[LayerCase]:
     ]
 
 
+def bag(**options: Any) -> nn.Module:
+    """Bags of two of six embeddings, or of one where a member is the padding."""
+    return Call(nn.EmbeddingBag(6, 6, **options), lambda m, x: m(ids(x, 6)[:, :2]) * x)
+
+
 def linear() -> list[LayerCase]:
     return [
+        LayerCase("EmbeddingBag", bag, ROW),
+        LayerCase("EmbeddingBag sum", lambda: bag(mode="sum", padding_idx=0), ROW),
+        LayerCase("EmbeddingBag padding", lambda: bag(padding_idx=-1), ROW),
         LayerCase("Linear", lambda: nn.Linear(6, 3), ROW),
         LayerCase("LazyLinear", lambda: initialised(nn.LazyLinear(3), ROW), ROW),
         LayerCase("Bilinear", lambda: Call(nn.Bilinear(6, 6, 3), lambda m, x: m(x, x.flip(0))), ROW),
@@ -330,8 +338,8 @@ RANDOM: list[LayerCase] = [
 
 REFUSED: list[tuple[LayerCase, str]] = [
     (
-        LayerCase("EmbeddingBag", lambda: Call(nn.EmbeddingBag(6, 6), lambda m, x: m(ids(x, 6)) * x), ROW),
-        "the derivative for '_embedding_bag_backward' is not implemented",
+        LayerCase("EmbeddingBag max", lambda: bag(mode="max"), ROW),
+        "embedding_bag: only the sum or mean of bags of one size .* got mode='max'",
     ),
     (
         LayerCase("CTCLoss", lambda: Call(nn.CTCLoss(), spoken), SEQUENCE),
@@ -384,6 +392,9 @@ REFUSED: list[tuple[LayerCase, str]] = [
 WRONG_IN_TORCH = {
     "weight_norm": "its second derivative leaves out that the norm depends on the weight",
     "Hardsigmoid": "it has no second derivative",
+    "EmbeddingBag": "it has no second derivative",
+    "EmbeddingBag sum": "it has no second derivative",
+    "EmbeddingBag padding": "it has no second derivative",
 }
 """Layers whose reference cannot be torch's own: here only differences of the gradient count."""
 

@@ -122,6 +122,8 @@ def test_wrong_command_lines_suggest_the_right_one(
         ),
         ("train sinusoid --resume", "fmeta: train: --resume needs to know the run."),
         ("train sinusoid --outer-steps 0", "fmeta: train: --outer-steps must be at least 1, got 0."),
+        ("train sinusoid --out a-file", "fmeta: train: --out must be a folder, but a-file is a file."),
+        ("train sinusoid --out a-file/run", "fmeta: train: --out must be a folder, but a-file/run is"),
         ("train omniglot --root empty", "fmeta: omniglot: empty must hold images_background"),
     ],
 )
@@ -133,6 +135,7 @@ def test_stated_errors_are_one_line(
     tmp_path: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("a-file").touch()
     assert exit_code(arguments.split()) == 1
     printed = capsys.readouterr().err
     assert printed.startswith(said)

@@ -234,21 +234,65 @@ def test_tasks_of_a_wrong_kind() -> None:
         run(LOSS, [unstacked(TASKS)[0]])
 
 
+def test_tasks_without_a_task_axis() -> None:
+    loss, tasks = fmeta.losses.cross_entropy(networks.mlp), classification_tasks(2)
+    first = Batch(tasks.support.x[0], tasks.support.y[0])
+    with pytest.raises(
+        ValueError, match=r"meta_grad: the loss failed \(.*\) on a task in which support.y is a sing"
+    ):
+        run(loss, Task(first, first))
+
+
+def test_examples_without_labels() -> None:
+    loss, tasks = fmeta.losses.cross_entropy(networks.mlp), classification_tasks(2)
+    fewer = tasks._replace(support=tasks.support._replace(y=tasks.support.y[:, :3]))
+    message = (
+        r"meta_grad: the loss failed \(.*\) on a task whose support.x has 4 examples but support.y has 3"
+    )
+    with pytest.raises(ValueError, match=message):
+        run(loss, fewer)
+    one_label = lambda p, b: F.cross_entropy(networks.mlp(p, b.x).mean(0)[None], b.y)  # noqa: E731
+    run(one_label, Task(*(batch._replace(y=batch.y[:, :1]) for batch in tasks)))
+
+
+def test_batches_for_each_step_have_a_dimension_more() -> None:
+    algorithm = fmeta.maml(LOSS, SGD, steps=2, batches="per_step")
+    message = r"meta_eval: batches='per_step' takes support leaves .* got support.x of shape \(3, 4, 2\)"
+    with pytest.raises(ValueError, match=message):
+        fmeta.meta_eval(algorithm, EAGER)(network(), TASKS)
+
+
+def test_nothing_to_learn() -> None:
+    apply, params = fmeta.functionalize(torch.nn.Linear(2, 3).double().requires_grad_(False))
+    algorithm = fmeta.maml(fmeta.losses.mse(apply), SGD, steps=1)
+    state = fmeta.meta_init(algorithm, SGD, params)
+    with pytest.raises(
+        ValueError, match=r"meta_grad: meta holds no floating tensor, so nothing is meta-learned"
+    ):
+        fmeta.meta_grad(algorithm)(params, TASKS)
+    with pytest.raises(ValueError, match=r"meta_step: meta holds no floating tensor"):
+        fmeta.meta_step(algorithm, SGD)(state, TASKS)
+    assert fmeta.meta_eval(algorithm, EAGER)(params, TASKS)["loss"].shape == (3,)
+
+
 # Losses
 
 
 @mapped
 def test_a_loss_is_one_floating_number(plan: Plan) -> None:
     per_example = lambda p, b: (((networks.mlp(p, b.x) - b.y) ** 2).mean(1), {})  # noqa: E731
-    with pytest.raises(
-        ValueError, match=r"meta_grad: the query loss must be a floating scalar, got shape \(5,\)"
-    ):
+    with pytest.raises(ValueError, match=r"meta_grad: the loss must be a floating scalar, got shape \(5,\)"):
         run(per_example, plan=plan)
     count = lambda p, b: ((networks.mlp(p, b.x) > b.y).sum(), {})  # noqa: E731
     with pytest.raises(ValueError, match=r"must be a floating scalar, got shape \(\) of torch.int64"):
         run(count, plan=plan)
     with pytest.raises(TypeError, match=r"must return \(scalar, metrics\), got a float"):
         run(lambda p, b: 1.0, plan=plan)
+    for nothing in (None, (None, {})):
+        with pytest.raises(TypeError, match=r"the loss must return \(scalar, metrics\), got None"):
+            run(lambda p, b, nothing=nothing: nothing, plan=plan)
+    with pytest.raises(TypeError, match=r"must return \(scalar, metrics\), got a list"):
+        run(lambda p, b: (squared_error(p, tuple(b)), []), plan=plan)
     with pytest.raises(TypeError, match=r"must return \(scalar, metrics\), got a tuple of 3"):
         run(lambda p, b: (squared_error(p, tuple(b)), {}, {}), plan=plan)
     vector = lambda p, b: (squared_error(p, tuple(b)), {"all": torch.ones(2)})  # noqa: E731
@@ -259,6 +303,46 @@ def test_a_loss_is_one_floating_number(plan: Plan) -> None:
     number = lambda p, b: (squared_error(p, tuple(b)), {"half": 0.5})  # noqa: E731
     with pytest.raises(ValueError, match=r"metric 'half' must be a tensor without dimensions, got a float"):
         run(number, plan=plan)
+
+
+def per_target(params: dict[str, Tensor], batch: Batch) -> Tensor:
+    return (networks.mlp(params, batch.x) - batch.y).square().mean(0)
+
+
+def test_errors_name_the_loss_and_the_call() -> None:
+    maml = lambda **losses: fmeta.maml(inner=SGD, steps=1, **losses)  # noqa: E731
+    state = fmeta.meta_init(MAML, SGD, network())
+    for algorithm, what in (
+        (maml(loss_fn=per_target), "the loss"),
+        (maml(loss_fn=LOSS, query_loss=per_target), "the query loss"),
+        (maml(loss_fn=per_target, query_loss=LOSS), "the support loss"),
+    ):
+        message = rf"{what} must be a floating scalar, got shape \(3,\)"
+        with pytest.raises(ValueError, match=f"meta_grad: {message}"):
+            fmeta.meta_grad(algorithm, EAGER)(network(), TASKS)
+        with pytest.raises(ValueError, match=f"meta_step: {message}"):
+            fmeta.meta_step(algorithm, SGD, EAGER)(state, TASKS)
+        with pytest.raises(ValueError, match=f"meta_eval: {message}"):
+            fmeta.meta_eval(algorithm, EAGER)(network(), TASKS)
+    with pytest.raises(ValueError, match=r"adapt: the loss must be a floating scalar, got shape \(3,\)"):
+        fmeta.adapt(per_target, network(), unstacked(TASKS)[0].support, SGD, steps=1)
+    reptile = fmeta.reptile(LOSS, SGD, steps=1, query_loss=lambda params, batch: None)  # type: ignore[arg-type, return-value]
+    with pytest.raises(TypeError, match=r"reptile: the query loss must return \(scalar, metrics\), got None"):
+        fmeta.meta_grad(reptile, EAGER)(network(), TASKS)
+
+
+@pytest.mark.parametrize("name", ["maml", "anil", "reptile", "metasgd"])
+def test_metrics_do_not_hide_those_of_fmeta(name: str) -> None:
+    def loss(params: dict[str, Tensor], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        value = squared_error(params, tuple(batch))
+        return value, {metric: value}
+
+    make: Any = {**FACTORIES, "metasgd": lambda loss, inner, steps: fmeta.metasgd(loss, steps=steps)}[name]
+    algorithm = make(loss, SGD, steps=1)
+    meta = fmeta.meta_init(algorithm, SGD, network()).meta
+    for metric, call in (("loss", name), ("finite", "meta_grad"), ("first_bad", "meta_grad")):
+        with pytest.raises(ValueError, match=f"{call}: a metric must not be named '{metric}', got one"):
+            fmeta.meta_grad(algorithm, EAGER)(meta, TASKS)
 
 
 def test_a_bare_scalar_is_a_loss_without_metrics() -> None:
@@ -282,6 +366,34 @@ def test_losses_that_read_values(loss: Any, plan: Plan) -> None:
     message = r'reads the value of a tensor .*cannot be batched.* Plan\(engine="autograd", tasks="loop"\)'
     with pytest.raises(ValueError, match=f"meta_grad: the loss {message}"):
         run(loss, plan=plan)
+
+
+def takes_a_list(params: dict[str, Tensor], batch: Batch) -> Tensor:
+    return squared_error(params, tuple(batch)) * (1.0 + 0 * batch.x.tolist()[0][0])
+
+
+def takes_an_array(params: dict[str, Tensor], batch: Batch) -> Tensor:
+    return squared_error(params, tuple(batch)) * (1.0 + 0 * float(batch.x.numpy().mean()))
+
+
+@mapped
+@pytest.mark.parametrize("loss", [takes_a_list, takes_an_array])
+def test_losses_that_leave_torch(loss: Any, plan: Plan) -> None:
+    message = r'the loss reads the value of a tensor, which cannot be batched .*Plan\(engine="autograd"'
+    with pytest.raises(ValueError, match=f"meta_grad: {message}"):
+        run(loss, plan=plan)
+    assert_trees_close(run(loss, plan=Plan(engine="autograd", tasks="loop"))[0], run(LOSS)[0], 1e-10)
+
+
+@mapped
+def test_losses_that_index_by_a_mask(plan: Plan) -> None:
+    def masked(params: dict[str, Tensor], batch: Batch) -> Tensor:
+        return (networks.mlp(params, batch.x) - batch.y)[batch.x[:, 0] > 0].square().sum()
+
+    message = r'meta_grad: .* shape depends on values .* Use torch.where, or Plan\(engine="autograd", tasks="loop"\)'
+    with pytest.raises(ValueError, match=message):
+        run(masked, plan=plan)
+    run(masked, plan=Plan(engine="autograd", tasks="loop"))
 
 
 @pytest.mark.parametrize("loss", [reads_a_value, branches_on_a_value])
@@ -397,6 +509,51 @@ def test_labels_of_a_loss() -> None:
             ValueError, match=f"cross_entropy: labels must be in 0..2 for 3 outputs, got {label}"
         ):
             run(loss, tasks._replace(query=tasks.query._replace(y=wrong)))
+
+    boolean = Task(*(batch._replace(y=batch.y > 0) for batch in tasks))
+    with pytest.raises(TypeError, match=r"cross_entropy: labels must be integers, got torch.bool"):
+        run(loss, boolean)
+
+
+@pytest.mark.parametrize(
+    "plan", [EAGER, Plan(tasks="loop", compile=False), Plan(engine="autograd", tasks="loop")], ids=str
+)
+def test_labels_of_later_calls(plan: Plan) -> None:
+    loss, tasks = fmeta.losses.cross_entropy(networks.mlp), classification_tasks(2)
+    function = fmeta.meta_grad(fmeta.maml(loss, SGD, steps=1), plan)
+    function(network(), tasks)
+    wrong = Task(*(batch._replace(y=batch.y + 7) for batch in tasks))
+    with pytest.raises(
+        ValueError, match=r"meta_grad: .* index .* out of bounds. Labels must be in 0..ways-1"
+    ):
+        function(network(), wrong)
+
+
+@pytest.mark.compiles
+def test_labels_of_later_calls_of_kernels() -> None:
+    loss, tasks = fmeta.losses.cross_entropy(networks.mlp), classification_tasks(2)
+    function = fmeta.meta_grad(fmeta.maml(loss, SGD, steps=1))
+    wrong = Task(*(batch._replace(y=batch.y + 7) for batch in tasks))
+    for _ in range(3):  # the kernels are built, recorded and replayed
+        function(network(), tasks)
+        with pytest.raises(ValueError, match=r"Labels must be in 0..ways-1|labels must be in 0..2"):
+            function(network(), wrong)
+
+
+def test_labels_of_prototypes() -> None:
+    protonet, tasks = fmeta.protonet(networks.mlp), classification_tasks(2)
+    run = fmeta.meta_grad(protonet, EAGER)
+    as_floats = Task(*(batch._replace(y=batch.y.double()) for batch in tasks))
+    with pytest.raises(TypeError, match=r"protonet: labels must be integers, got torch.float64"):
+        run(network(), as_floats)
+    high = tasks._replace(query=tasks.query._replace(y=tasks.query.y + 5))
+    with pytest.raises(ValueError, match=r"protonet: labels must be in 0..3 for 4 outputs, got 7"):
+        run(network(), high)
+    two = tasks._replace(support=tasks.support._replace(y=tasks.support.y.clamp(max=1)))
+    with pytest.raises(ValueError, match=r"protonet: every class of the query set .* got none of class 2"):
+        run(network(), two)
+    small = Task(*(batch._replace(y=batch.y.int()) for batch in tasks))
+    assert_trees_close(run(network(), small)[0], run(network(), tasks)[0], 1e-12)
 
 
 class MineError(Exception):

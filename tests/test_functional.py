@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -440,6 +441,73 @@ class Hidden(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x @ self.weights[0]
+
+
+class Keeps(nn.Module):
+    """A layer, and something else that refers to modules: ``keep(self)``."""
+
+    def __init__(self, keep: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+        self.kept = keep(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = self.kept[0] if isinstance(self.kept, list) and self.kept else self.kept
+        return kept(x) if callable(kept) else self.layer(x)
+
+
+def closure(value: Any) -> Callable[[], Any]:
+    return lambda: value
+
+
+ASIDE: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "list": (
+        lambda net: [nn.Linear(3, 3)],
+        "keeps a Linear in the attribute 'kept', where it is not registered",
+    ),
+    "dict": (lambda net: {"a": (nn.Linear(3, 3),)}, "Use nn.ModuleList or nn.ModuleDict"),
+    "partial": (lambda net: partial(nn.Linear(3, 3)), "keeps a Linear in the attribute 'kept', where"),
+    "method": (lambda net: nn.Linear(3, 3).forward, "keeps a Linear in the attribute 'kept', where"),
+    "self in a closure": (
+        closure,
+        "a function in the attribute 'kept' that refers to a Keeps, whose parameters",
+    ),
+    "part in a closure": (
+        lambda net: closure(net.layer),
+        "refers to a Linear, whose.*Make it a method, or pass",
+    ),
+    "method in a closure": (lambda net: closure(net.layer.forward), "refers to a Linear, whose parameters"),
+    "default": (lambda net: lambda x, layer=net.layer: layer(x), "refers to a Linear, whose parameters"),
+    "closure in a partial": (lambda net: [partial(closure(net))], "refers to a Keeps, whose parameters"),
+    "parameter in a partial": (lambda net: partial(F.linear, weight=net.layer.weight), "keeps parameters in"),
+    "parameter in a closure": (
+        lambda net: closure(net.layer.weight),
+        "keeps parameters in the attribute 'kept'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("keep", "text"), ASIDE.values(), ids=ASIDE)
+def test_what_params_would_not_reach_is_refused(keep: Callable[[Any], Any], text: str) -> None:
+    with pytest.raises(ValueError, match=f"functionalize: Keeps at 'the top' .*{text}"):
+        functionalize(Keeps(keep))
+
+
+REACHED: dict[str, Callable[[Any], Any]] = {
+    "list": lambda net: [net.layer],
+    "partial": lambda net: partial(net.layer),
+    "method": lambda net: net.layer.forward,
+    "no parameters": lambda net: {"act": nn.Tanh(), "fn": closure(nn.ReLU())},
+    "frozen": lambda net: (nn.Linear(3, 3).requires_grad_(False),),
+}
+
+
+@pytest.mark.parametrize("keep", REACHED.values(), ids=REACHED)
+def test_what_is_kept_beside_and_copied_with_the_module_stays(keep: Callable[[Any], Any]) -> None:
+    module = Keeps(keep)
+    apply, params = functionalize(module)
+    zeros = {name: torch.zeros_like(p) for name, p in params.items()}
+    assert not apply(zeros, torch.ones(2, 3)).any()
 
 
 class OwnLSTM(nn.LSTM):

@@ -153,6 +153,23 @@ def test_hessian_products_equal_differences_of_the_gradient(case: LayerCase) -> 
             assert_close(got, want, 1e-6)
 
 
+def test_a_network_of_torchvision_without_second_derivatives_in_torch() -> None:
+    """Hardswish, hardsigmoid, squeeze-and-excitation and frozen statistics, against differences."""
+    from torchvision.models import mobilenet_v3_small
+
+    apply, params = functionalize(mobilenet_v3_small(num_classes=3).eval())
+    params = {
+        name: p + 0.05 * torch.randn_like(p) for name, p in params.items()
+    }  # away from relu's kink at zero
+    x, v, h = torch.randn(1, 3, 32, 32), directions(params), 1e-6
+    gradient = grad(lambda p: torch.sin(apply(p, x)).sum())
+    _, got = jvp(gradient, (params,), (v,))
+    up, down = (gradient({name: p + sign * h * v[name] for name, p in params.items()}) for sign in (1, -1))
+    difference = {name: (up[name] - down[name]) / (2 * h) for name in params}
+    flat = lambda tree: torch.cat([leaf.flatten() for leaf in tree.values()])  # noqa: E731
+    assert (flat(got) - flat(difference)).norm() <= 1e-7 * flat(difference).norm()
+
+
 @pytest.mark.parametrize(("case", "text"), REFUSED, ids=[case.name for case, _ in REFUSED])
 def test_what_cannot_work_raises(case: LayerCase, text: str) -> None:
     x = inputs(case)

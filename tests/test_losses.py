@@ -110,7 +110,7 @@ def test_a_label_out_of_range_is_named(label: int) -> None:
 def test_labels_are_looked_at_in_the_first_plain_call_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading values waits for the device, and is impossible inside vmap and make_fx."""
     looks: list[int] = []
-    monkeypatch.setattr("fmeta.losses._check_range", lambda labels, ways: looks.append(ways))
+    monkeypatch.setattr("fmeta.losses._check_range", lambda call, labels, ways: looks.append(ways))
     params, batch = problem()
     loss_fn = cross_entropy(linear)
     tasks = Batch(batch.x.expand(2, 6, 4), batch.y.expand(2, 6))

@@ -153,6 +153,7 @@ def other_calls() -> dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     h, w = torch.randn(4, 5, dtype=d), torch.randn(20, 6, dtype=d)
     cell = (w, torch.randn(20, 5, dtype=d))
     small = (w[:5], cell[1][:5])
+    bags = torch.arange(12).view(4, 3) % 5
     gates = (w[:15], cell[1][:15], w[:15, 0], w[:15, 1])
     return {
         "glu": (F.glu, (x,), {}),
@@ -161,6 +162,8 @@ def other_calls() -> dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]:
         "rrelu": (F.rrelu, (x, 0.1, 0.5), {}),
         "bilinear": (F.bilinear, (x, h, torch.randn(3, 6, 5, dtype=d), torch.randn(3, dtype=d)), {}),
         "bilinear, 3d": (F.bilinear, (x[:, None], h[:, None], torch.randn(3, 6, 5, dtype=d)), {}),
+        "bag": (F.embedding_bag, (bags, w), {"padding_idx": 3}),
+        "bag, weighted": (F.embedding_bag, (bags, w), {"mode": "sum", "per_sample_weights": x[:, :3]}),
         "soft margin": (F.soft_margin_loss, (x, y), {}),
         "soft margin, sum": (F.soft_margin_loss, (x, y), {"reduction": "sum"}),
         "soft margin, none": (F.soft_margin_loss, (x, y), {"reduction": "none"}),

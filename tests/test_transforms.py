@@ -109,6 +109,91 @@ def test_a_captured_tensor_that_requires_grad_is_never_ignored() -> None:
         assert relative_difference(float(got), third_order()) <= 1e-6
 
 
+LOOP = Plan(engine="autograd", tasks="loop")
+ENGINES = (EAGER, Plan(engine="nested", compile=False), LOOP)
+any_engine = pytest.mark.parametrize("plan", ENGINES, ids=[plan.engine for plan in ENGINES])
+
+
+@any_engine
+def test_the_callers_autograd_passes_through_every_engine(plan: Plan) -> None:
+    """Through the inner rate and the outer rate, alone and together, over two outer steps and an evaluation."""
+
+    def loss_of(inner: Tensor, outer: Tensor, plan: Plan = plan) -> Tensor:
+        algorithm, transform = maml_with(inner), fmeta.sgd(outer)
+        state, step = (
+            fmeta.meta_init(algorithm, transform, NETWORK),
+            fmeta.meta_step(algorithm, transform, plan),
+        )
+        for _ in range(2):
+            state, _ = step(state, TASKS)
+        return fmeta.meta_eval(algorithm, plan, steps=3)(state.meta, TASKS)["loss"].mean()
+
+    ones = torch.ones_like(LR)
+    want = [
+        directional_derivative(lambda lr: loss_of(lr, LR, EAGER), LR, ones),
+        directional_derivative(lambda lr: loss_of(LR, lr, EAGER), LR, ones),
+    ]
+    for which in ((0,), (1,), (0, 1)):
+        rates = [LR.clone().requires_grad_(i in which) for i in range(2)]
+        got = torch.autograd.grad(loss_of(*rates), [rates[i] for i in which])
+        for i, slope in zip(which, got, strict=True):
+            assert relative_difference(float(slope), want[i]) <= 1e-6
+
+
+@any_engine
+def test_the_callers_autograd_of_a_meta_gradient(plan: Plan) -> None:
+    """Also to weights of which one is computed from the other, each of them an input of its own."""
+    leaves = {name: value.clone().requires_grad_() for name, value in NETWORK.items()}
+    meta = {**leaves, "head.bias": 2 * leaves["body0.bias"][:3]}
+    grads, _ = fmeta.meta_grad(maml_with(LR), plan)(meta, TASKS)
+    plain = {name: value.detach() for name, value in meta.items()}
+    assert_trees_close(grads, fmeta.meta_grad(maml_with(LR), EAGER)(plain, TASKS)[0], 1e-10)
+    inputs = [leaf for name, leaf in leaves.items() if name != "head.bias"]
+    got = torch.autograd.grad(flat_with_graph(grads), inputs, retain_graph=True)
+    again, _ = fmeta.meta_grad(maml_with(LR), EAGER)(meta, TASKS)
+    assert_trees_close(got, torch.autograd.grad(flat_with_graph(again), inputs), 1e-9)
+
+
+def flat_with_graph(tree: Any) -> Tensor:
+    return torch.stack([leaf.square().sum() for leaf in pytree.tree_leaves(tree)]).sum()
+
+
+@pytest.mark.parametrize("make", [fmeta.meta_grad, fmeta.meta_eval], ids=["meta_grad", "meta_eval"])
+def test_torch_autograd_inside_of_torch_func_is_refused(make: Any) -> None:
+    """Its derivative would silently be zero."""
+    message = (
+        f'{make.__name__}: engine="autograd" cannot run inside of the caller\'s own torch.func transform'
+    )
+    run = make(maml_with(LR), LOOP)
+    with pytest.raises(ValueError, match=message):
+        torch.func.vmap(lambda meta: run(meta, TASKS))(perturbed(NETWORK, 2))
+    with pytest.raises(ValueError, match=message):
+        torch.func.grad(lambda lr: make(maml_with(lr), LOOP)(NETWORK, TASKS)[1]["loss"])(LR)
+
+
+@any_engine
+def test_inference_mode(plan: Plan) -> None:
+    """With tensors made outside and inside of it, and with those made inside after it."""
+    grads, _ = fmeta.meta_grad(maml_with(LR), EAGER)(NETWORK, TASKS)
+    curve = fmeta.meta_eval(maml_with(LR), EAGER, steps=[0, 3])(NETWORK, TASKS)["loss"]
+    with torch.inference_mode():
+        inside = pytree.tree_map(torch.clone, (NETWORK, TASKS))
+        for meta, tasks in ((NETWORK, TASKS), inside):
+            assert_trees_close(fmeta.meta_grad(maml_with(LR), plan)(meta, tasks)[0], grads, 1e-10)
+            found = fmeta.meta_eval(maml_with(LR), plan, steps=[0, 3])(meta, tasks)
+            assert_trees_close(found["loss"], curve, 1e-10)
+    assert_trees_close(fmeta.meta_grad(maml_with(LR), plan)(*inside)[0], grads, 1e-10)
+
+
+def test_a_model_in_inference_mode() -> None:
+    layer, x = torch.nn.Linear(2, 1), torch.ones(3, 2)
+    apply, params = fmeta.functionalize(layer)
+    with torch.inference_mode():
+        assert apply(params, x).equal(layer(x))
+        apply, params = fmeta.functionalize(layer)
+        assert apply(params, x).equal(layer(x))
+
+
 @some_cases
 def test_the_derivative_of_a_meta_gradient(case: Case) -> None:
     """Forward and reverse mode over the engine, against differences of meta-gradients."""

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fmeta.adapt import check_loop, from_loop, predictor, weights_as_meta, with_metrics
+from fmeta.adapt import check_loop, from_loop, predictor, weights_as_meta
 from fmeta.adjoint import unroll
+from fmeta.losses import reported
 from fmeta.optim import as_inner
 from fmeta.select import Pattern, select
 from fmeta.types import Adjoint, Algorithm, InnerLoop, LossFn, Params, Transform
@@ -58,9 +59,9 @@ def anil(
 
     loop = InnerLoop(
         start=lambda meta, support: select(meta, adapts),
-        loss=lambda head, meta, batch, k: with_metrics(loss_fn(merge(meta, head), batch)),
+        loss=lambda head, meta, batch, k: reported("anil", loss_fn(merge(meta, head), batch)),
         inner=lambda meta, k: inner,
-        outer=lambda head, meta, task: with_metrics(objective(merge(meta, head), task.query)),
+        outer=lambda head, meta, task: reported("anil", objective(merge(meta, head), task.query)),
         steps=steps,
         adjoint=adjoint,
         batches=batches,

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fmeta.adapt import check_loop, from_loop, predictor, weights_as_meta, with_metrics
+from fmeta.adapt import check_loop, from_loop, predictor, weights_as_meta
 from fmeta.adjoint import unroll
+from fmeta.losses import reported
 from fmeta.optim import as_inner
 from fmeta.select import Pattern, select
 from fmeta.types import Adjoint, Algorithm, InnerLoop, LossFn, Params, Transform
@@ -76,9 +77,9 @@ def maml(
 
     loop = InnerLoop(
         start=lambda meta, support: meta if adapts is None else select(meta, adapts),
-        loss=lambda params, meta, batch, k: with_metrics(loss_fn(merge(meta, params), batch)),
+        loss=lambda params, meta, batch, k: reported("maml", loss_fn(merge(meta, params), batch)),
         inner=lambda meta, k: inner,
-        outer=lambda params, meta, task: with_metrics(objective(merge(meta, params), task.query)),
+        outer=lambda params, meta, task: reported("maml", objective(merge(meta, params), task.query)),
         steps=steps,
         weights=None if weights is None else tuple(float(w) for w in weights),
         adjoint=adjoint,

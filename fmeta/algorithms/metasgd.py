@@ -10,8 +10,9 @@ from typing import Any, Literal
 import torch
 
 from fmeta import tree
-from fmeta.adapt import check_loop, from_loop, predictor, weights_as_meta, with_metrics
+from fmeta.adapt import check_loop, from_loop, predictor, weights_as_meta
 from fmeta.adjoint import unroll
+from fmeta.losses import reported
 from fmeta.optim import sgd
 from fmeta.select import Pattern, select
 from fmeta.types import Adjoint, Algorithm, InnerLoop, LossFn, Params
@@ -68,9 +69,9 @@ def metasgd(
 
     loop = InnerLoop(
         start=lambda meta, support: chosen(meta["params"]),
-        loss=lambda params, meta, batch, k: with_metrics(loss_fn(merge(meta, params), batch)),
+        loss=lambda params, meta, batch, k: reported("metasgd", loss_fn(merge(meta, params), batch)),
         inner=lambda meta, k: sgd(meta["lr"]),
-        outer=lambda params, meta, task: with_metrics(objective(merge(meta, params), task.query)),
+        outer=lambda params, meta, task: reported("metasgd", objective(merge(meta, params), task.query)),
         steps=steps,
         adjoint=adjoint,
         batches=batches,

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fmeta.adapt import from_loop, weights_as_meta
-from fmeta.losses import outputs
+from fmeta.losses import check_integers, check_occur, outputs
 from fmeta.optim import sgd
 from fmeta.types import Adapted, Algorithm, Batch, InnerLoop, Metrics, Params, Task, Tree
 
@@ -49,7 +49,8 @@ def protonet(
         apply: the embedding, ``(params, x) -> [n, dim]``, as ``functionalize`` returns it.
         distance: squared Euclidean (the paper's choice), cosine, or ``(queries, prototypes) -> [n, ways]``.
         ways: number of classes; the default keeps one place for each support example, and classes that do
-            not occur score ``-1e9``. Labels run from 0.
+            not occur score ``-1e9``. Labels run from 0; that they do, and that the support set has an example of
+            every class of the query set, is looked at in the first call.
 
     References:
         Snell, Swersky, Zemel, "Prototypical networks for few-shot learning", 2017, arXiv 1703.05175,
@@ -79,9 +80,12 @@ def protonet(
         return torch.where(params["present"] > 0, -distances, ABSENT)
 
     def outer(params: Tree, meta: Params, task: Task) -> tuple[Tensor, Metrics]:
+        for labels in (task.support.y, task.query.y):
+            check_integers("protonet", labels)
+        check_occur("protonet", task.query.y, task.support.y, ways or len(task.support.y))
         logits = scores(params, meta, task.query.x)
         accuracy = (logits.argmax(-1) == task.query.y).to(logits.dtype).mean()
-        return F.cross_entropy(logits, task.query.y), {"accuracy": accuracy}
+        return F.cross_entropy(logits, task.query.y.long()), {"accuracy": accuracy}
 
     def no_loss(params: Tree, meta: Params, batch: Batch, k: Tensor) -> tuple[Tensor, Metrics]:
         raise ValueError(

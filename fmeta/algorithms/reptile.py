@@ -10,8 +10,9 @@ from typing import Literal
 from torch import Tensor
 
 from fmeta import tree
-from fmeta.adapt import check_loop, from_loop, predictor, weights_as_meta, with_metrics
+from fmeta.adapt import check_loop, from_loop, predictor, weights_as_meta
 from fmeta.adjoint import first_order
+from fmeta.losses import checked, reported
 from fmeta.optim import as_inner
 from fmeta.types import Algorithm, InnerLoop, LossFn, Metrics, Params, Task, Transform
 
@@ -50,12 +51,14 @@ def reptile(
     def outer(params: Params, meta: Params, task: Task) -> tuple[Tensor, Metrics]:
         adapted = tree.detach(params)
         distance = 0.5 * tree.squared_norm(tree.map(lambda m, a: m - a, meta, adapted))
-        loss, metrics = with_metrics(measured(adapted, task.query))
+        loss, metrics = reported(
+            "reptile", checked("reptile", measured(adapted, task.query), "the query loss")
+        )
         return distance, {"loss": loss.detach(), **tree.detach(metrics)}
 
     loop = InnerLoop(
         start=lambda meta, support: meta,
-        loss=lambda params, meta, batch, k: with_metrics(loss_fn(params, batch)),
+        loss=lambda params, meta, batch, k: reported("reptile", loss_fn(params, batch)),
         inner=lambda meta, k: inner,
         outer=outer,
         steps=steps,

@@ -14,21 +14,31 @@ from fmeta.parallel.mesh import check_mesh
 from fmeta.parallel.precision import check_precision
 from fmeta.types import Algorithm, InnerLoop, Plan, Task, Tree
 
+READS = (
+    "the loss reads the value of a tensor, which cannot be batched over tasks. Use torch.where, or "
+    'Plan(engine="autograd", tasks="loop").'
+)
 # What torch says, and what a user can do about it.
 ADVICE = (
     (
         "in randomness error mode",
         "the loss calls a random operation, got Plan(randomness='error'). Choose 'different' or 'same'.",
     ),
-    (
-        ".item()",
-        "the loss reads the value of a tensor, which cannot be batched over tasks. Use torch.where, or "
-        'Plan(engine="autograd", tasks="loop").',
-    ),
+    (".item()", READS),
+    ("Cannot access data pointer", READS),  # .tolist(), .numpy()
     (
         "data-dependent control flow",
         "the loss branches on the value of a tensor, which cannot be batched over tasks. Use torch.where, or "
         'Plan(engine="autograd", tasks="loop").',
+    ),
+    (
+        "dynamic shape",
+        "the loss uses an operation whose shape depends on values (a boolean mask as an index, nonzero), which "
+        'cannot be batched over tasks. Use torch.where, or Plan(engine="autograd", tasks="loop").',
+    ),
+    (
+        "out of bounds",
+        "the loss looks up an index that is out of bounds. Labels must be in 0..ways-1, tokens in the vocabulary.",
     ),
     (
         "saved tensor hooks",
@@ -55,7 +65,7 @@ def translated(call: str) -> Iterator[None]:
     """Put torch.func's messages into the user's terms, once, with the original chained."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, IndexError) as error:
         for fragment, advice in ADVICE:
             if fragment in str(error):
                 raise ValueError(f"{call}: {advice}") from error
@@ -149,14 +159,28 @@ def count_tasks(call: str, tasks: Task) -> int:
     return count
 
 
-def check_meta(call: str, meta: Tree) -> None:
-    """Refuse meta-parameters that are not tensors."""
+def check_meta(call: str, meta: Tree, learns: bool) -> None:
+    """Refuse meta-parameters that are not tensors, and none at all where they are to be learned."""
     for name, leaf in tree.paths(meta):
         if not isinstance(leaf, Tensor):
             raise TypeError(
                 f"{call}: meta must be a tree of tensors, got {type(leaf).__name__} at {name or 'the top'!r}. "
                 "Use fmeta.meta_init(algorithm, outer, params).meta."
             )
+    if learns and not any(leaf.is_floating_point() for leaf in tree.leaves(meta)):
+        raise ValueError(
+            f"{call}: meta holds no floating tensor, so nothing is meta-learned. functionalize leaves out "
+            "parameters with requires_grad=False: unfreeze some, or use meta_eval."
+        )
+
+
+def check_engine(call: str, plan: Plan) -> None:
+    """Refuse torch.autograd inside of torch.func, which would take what it is told to differentiate as constant."""
+    if plan.engine == "autograd" and torch._C._functorch.peek_interpreter_stack() is not None:
+        raise ValueError(
+            f'{call}: engine="autograd" cannot run inside of the caller\'s own torch.func transform. Use '
+            'Plan(engine="adjoint"), or torch.autograd outside.'
+        )
 
 
 def inside_transform(*trees: Tree) -> bool:

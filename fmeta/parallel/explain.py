@@ -130,7 +130,7 @@ def size(number: int) -> str:
 
 def explain_loop(loop: InnerLoop, plan: Plan, meta: Tree, tasks: TaskBatch) -> Explanation:
     """What a meta-gradient of a loop does and costs; see ``fmeta.explain``."""
-    check_meta("explain", meta)
+    check_meta("explain", meta, learns=True)
     check_tasks("explain", tasks, plan)
     if inside_transform(meta, tasks):
         raise ValueError(
@@ -138,7 +138,7 @@ def explain_loop(loop: InnerLoop, plan: Plan, meta: Tree, tasks: TaskBatch) -> E
             "Call it outside, with meta detached."
         )
     runner = Observed(loop, plan)
-    call = runner.replayed(lambda meta, tasks: runner.gradient("explain", meta, tasks))
+    call = runner.replayed("explain", lambda meta, tasks: runner.gradient("explain", meta, tasks))
     flat, spec = tree.flatten((meta, tasks))
     distinct = [x.detach() for x in flat]  # one tensor may be passed twice
     with torch.random.fork_rng():

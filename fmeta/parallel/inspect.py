@@ -7,6 +7,8 @@ differentiate wrongly is refused by name, random operations decide how the loss 
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -15,11 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from fmeta import tree
-from fmeta.adapt import batch_of_step, with_metrics
+from fmeta.adapt import batch_of_step
 from fmeta.functional import differentiable
 from fmeta.linalg import WRONG_REVERSE_OVER_FORWARD
-from fmeta.losses import checking_labels
+from fmeta.losses import checked, checking_labels, fault, with_metrics
 from fmeta.norms import NATIVE_NORMS
+from fmeta.purity import version
 from fmeta.types import Batch, InnerLoop, Plan, Task, Tree
 
 
@@ -63,93 +66,121 @@ class Found(NamedTuple):
     bytes: int = 0  # of all that these compute
 
 
-def inspect(loop: InnerLoop, plan: Plan, meta: Tree, tasks: Task) -> Found:
+def inspect(call: str, loop: InnerLoop, plan: Plan, meta: Tree, tasks: Task) -> Found:
     """Run one task's functions eagerly and check what they do."""
     record, captures = Record(), False
+    check_steps(call, loop, tasks)
     meta = tree.map(own, meta)
     chosen = extreme_tasks(tasks)
     for task in chosen:
-        versions = [(name, leaf, leaf._version) for name, leaf in tree.paths((meta, task))]
+        versions = [(name, leaf, version(leaf)) for name, leaf in tree.paths((meta, task))]
         with torch.random.fork_rng(), differentiable():
-            with checking_labels():
-                captures = evaluate(loop, meta, task) or captures
+            with checking_labels(), explained(call, task):
+                captures = evaluate(call, loop, meta, task) or captures
             with record, torch.no_grad():
-                evaluate(loop, meta, task)
-        for name, leaf, version in versions:
-            if leaf._version != version:
+                evaluate(call, loop, meta, task)
+        for name, leaf, before in versions:
+            if version(leaf) != before:
                 raise ValueError(
-                    f"meta_grad: a loss must not change its inputs, got an in-place operation on a tensor of "
+                    f"{call}: a loss must not change its inputs, got an in-place operation on a tensor of "
                     f"shape {tuple(leaf.shape)} ({name}). Write x = x + y instead of x += y."
                 )
-    refuse(plan, record)
+    refuse(call, plan, record)
     return Found(bool(record.random), captures, record.flops // len(chosen), record.bytes // len(chosen))
 
 
-def evaluate(loop: InnerLoop, meta: Tree, task: Task) -> bool:
+def evaluate(call: str, loop: InnerLoop, meta: Tree, task: Task) -> bool:
     """Call the functions of one task once, checking what they return; whether that has an autograd graph."""
     k = torch.zeros((), dtype=torch.int64, device=tree.device(meta, task))
     params = loop.start(meta, task.support)
-    results: list[Tree] = [loop.outer(params, meta, task)]
-    check_scalar("the query loss", results[0])
+    losses: dict[str, Any] = {"the query loss": loop.outer(params, meta, task)}
+    results: list[Tree] = [losses]
     if loop.steps:
-        results.append(loop.loss(params, meta, batch_of_step(loop, task.support, 0), k))
-        check_scalar("the support loss", results[1])
+        losses["the support loss"] = loop.loss(params, meta, batch_of_step(loop, task.support, 0), k)
         rule = loop.inner(meta, k)
         results.append(rule.update(tree.zeros_like(params), rule.init(params), params))
+    wrong = [what for what, value in losses.items() if fault(value)]
+    for what in wrong[:1]:
+        checked(call, losses[what], what if len(wrong) < len(losses) else "the loss")
+    for name in with_metrics(losses["the query loss"])[1]:
+        if name in SUMMARY:
+            raise ValueError(
+                f"{call}: a metric must not be named {name!r}, got one. fmeta reports by that name whether "
+                "numbers are finite; use another."
+            )
     return any(leaf.requires_grad for leaf in tree.leaves(results))
 
 
-def check_scalar(what: str, value: Any) -> None:
-    """Refuse a loss that is not one floating number with a dict of metrics."""
-    loss, metrics = (
-        with_metrics(value) if not (isinstance(value, tuple) and len(value) != 2) else (None, None)
-    )
-    if not isinstance(loss, Tensor) or not isinstance(metrics, dict):
-        raise TypeError(
-            f"meta_grad: {what} must return (scalar, metrics), got {describe(value if loss is None else loss)}. "
-            "Return `loss, {}` where there are no metrics."
-        )
-    if loss.shape != () or not loss.is_floating_point():
+SUMMARY = ("finite", "first_bad")
+"""What ``meta_grad`` reports beside the metrics of a loss."""
+
+
+def check_steps(call: str, loop: InnerLoop, tasks: Task) -> None:
+    """Refuse a support set of one batch where every inner step is to have its own."""
+    support, query = tree.paths(tasks.support), tree.paths(tasks.query)
+    alike = [(name, leaf.dim()) for name, leaf in support] == [(name, leaf.dim()) for name, leaf in query]
+    if loop.batches == "per_step" and support and alike:
+        name, leaf = support[0]
         raise ValueError(
-            f"meta_grad: {what} must be a floating scalar, got shape {tuple(loss.shape)} of {loss.dtype}. "
-            "Average over the examples, loss.mean() say."
+            f"{call}: batches='per_step' takes support leaves [task, steps, shots, ...], got support.{name} of "
+            f"shape {tuple(leaf.shape)}, without a dimension more than query.{name}. Stack a batch for each "
+            "step, or use batches='whole'."
         )
-    for name, metric in metrics.items():
-        if not isinstance(metric, Tensor) or metric.shape != ():
-            raise ValueError(
-                f"meta_grad: metric {name!r} must be a tensor without dimensions, got {describe(metric)}. "
-                "A metric is one number a task."
+
+
+@contextlib.contextmanager
+def explained(call: str, task: Task) -> Iterator[None]:
+    """Where a loss fails on a task whose shapes are no task's, say so; any other error passes."""
+    try:
+        yield
+    except (RuntimeError, ValueError, IndexError) as error:
+        reason = odd_shapes(task)
+        if reason is None:
+            raise
+        raise ValueError(f"{call}: the loss failed ({error}) on {reason}") from error
+
+
+def odd_shapes(task: Task) -> str | None:
+    """What is unusual about the shapes of one task, and what to do; None if nothing is."""
+    for name, leaf in tree.paths(task):
+        if leaf.dim() == 0:
+            return (
+                f"a task in which {name} is a single number. Every leaf of tasks needs a leading task axis and "
+                "then one for its examples; for a single task, tasks.support.x[None] say."
             )
+    for part, batch in zip(task._fields, task, strict=True):
+        y = batch.y
+        if isinstance(y, Tensor) and y.dim() == 1 and not y.is_floating_point():
+            sizes = {len(leaf) for leaf in tree.leaves(batch.x)}
+            if sizes and len(y) not in sizes:
+                return (
+                    f"a task whose {part}.x has {max(sizes)} examples but {part}.y has {len(y)}. Give every "
+                    "example one label."
+                )
+    return None
 
 
-def describe(value: Any) -> str:
-    """A value as an error message shows it."""
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
-    return f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, tuple) else "")
-
-
-def refuse(plan: Plan, record: Record) -> None:
+def refuse(call: str, plan: Plan, record: Record) -> None:
     """Raise for what cannot be done right, or not under this plan."""
     if record.norms:
         raise NotImplementedError(
-            f"meta_grad: the loss calls torch.ops.aten.{min(record.norms)}, whose second derivative torch gets "
+            f"{call}: the loss calls torch.ops.aten.{min(record.norms)}, whose second derivative torch gets "
             "wrong without a message. Call layer_norm or batch_norm of torch.nn.functional; fmeta rewrites those."
         )
     if record.mixed and plan.engine == "adjoint":
         raise NotImplementedError(
-            f"meta_grad: the loss calls torch.ops.aten.{min(record.mixed)}, whose reverse-over-forward derivative "
+            f"{call}: the loss calls torch.ops.aten.{min(record.mixed)}, whose reverse-over-forward derivative "
             'torch gets wrong without a message, got engine="adjoint". Use Plan(engine="nested"), or '
             "torch.linalg.solve and slogdet, which fmeta rewrites."
         )
     if record.reads and plan.engine != "autograd":
         raise ValueError(
-            "meta_grad: the loss reads the value of a tensor (.item(), bool(), or an `if` on a tensor), which "
+            f"{call}: the loss reads the value of a tensor (.item(), bool(), or an `if` on a tensor), which "
             'cannot be batched over tasks. Use torch.where, or Plan(engine="autograd", tasks="loop").'
         )
     if record.random and plan.randomness == "error":
         raise ValueError(
-            f"meta_grad: the loss calls the random operation {min(record.random)}, got Plan(randomness='error'). "
+            f"{call}: the loss calls the random operation {min(record.random)}, got Plan(randomness='error'). "
             "Call module.eval() before functionalize, or choose Plan(randomness='different') for one mask a "
             "task or 'same' for one mask in all of them."
         )
@@ -160,8 +191,8 @@ def extreme_tasks(tasks: Task) -> list[Task]:
     chosen = {0}
     for batch in tasks:
         if isinstance(batch, Batch) and isinstance(batch.y, Tensor) and not batch.y.is_floating_point():
-            labels = batch.y.flatten(1)
-            if labels.shape[1]:
+            labels = batch.y.reshape(len(batch.y), -1)
+            if labels.shape[1] and labels.dtype != torch.bool:
                 chosen |= {int(labels.amax(1).argmax()), int(labels.amin(1).argmin())}
     return [tree.map(own, tree.select(tasks, index)) for index in sorted(chosen)]
 

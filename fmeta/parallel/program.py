@@ -8,6 +8,7 @@ costs a few microseconds beside the kernel itself, and a register is freed at it
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from fmeta import tree
 
 FlatKernel = Callable[[list[Tensor]], list[Tensor]]
+Guard = Callable[[], AbstractContextManager[Any]]
 
 
 class Register(NamedTuple):
@@ -197,9 +199,9 @@ class Replay:
     The first call builds kernels and makes the checks that are made once for every combination of shapes.
     """
 
-    def __init__(self, fn: Callable[..., Any], wanted: bool) -> None:
-        """Remember nothing yet; where it is not wanted, every call is a plain one."""
-        self.fn, self.wanted = fn, wanted
+    def __init__(self, fn: Callable[..., Any], wanted: bool, guard: Guard = nullcontext) -> None:
+        """Remember nothing yet; where it is not wanted, every call is a plain one. Replays run in ``guard()``."""
+        self.fn, self.wanted, self.guard = fn, wanted, guard
         self.calls: dict[Any, Program | str] = {}
         """For arguments of each form, how the next call runs."""
 
@@ -212,7 +214,7 @@ class Replay:
         key = (spec, torch.is_grad_enabled(), *[(x.shape, x.dtype, x.device) for x in flat])
         how = self.calls.get(key)
         if isinstance(how, Program):
-            with torch.no_grad():
+            with torch.no_grad(), self.guard():
                 return how(flat)
         if how is None:
             result = self.fn(*args)

@@ -6,14 +6,17 @@ transform, so it also takes losses whose operations refuse vmap or torch.func (d
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
 from fmeta import tree
-from fmeta.adapt import objective, trajectory, with_metrics
+from fmeta.adapt import objective, trajectory
+from fmeta.losses import with_metrics
 from fmeta.parallel.adjoint import MetaGradient, Report
 from fmeta.parallel.derivatives import gradient, split
 from fmeta.types import Batch, InnerLoop, Task, Tree
@@ -34,21 +37,45 @@ def nested_engine(loop: InnerLoop, randomness: str) -> MetaGradient:
     return meta_grad
 
 
-def autograd_engine(loop: InnerLoop) -> MetaGradient:
-    """``torch.autograd.grad`` of the loop, one task at a time; a batch holds one task."""
+def autograd_engine(loop: InnerLoop, differentiated: bool) -> MetaGradient:
+    """``torch.autograd.grad`` of the loop, one task at a time; a batch holds one task.
+
+    ``differentiated`` keeps the graph of the result, for the caller's own torch.autograd.
+    """
 
     def meta_grad(meta: Tree, tasks: Task) -> tuple[Tree, Report]:
         task = tree.select(tasks, 0)
         floats, join = split(meta)
         with torch.enable_grad():
-            leaves = [x.detach().requires_grad_() for x in floats]
+            leaves = as_inputs(floats)
             value, metrics, finite = objective(loop, join(leaves), task, autograd_gradient)
-            grads = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
+            grads = torch.autograd.grad(
+                value, leaves, create_graph=differentiated, allow_unused=True, materialize_grads=True
+            )
         _, into_zeros = split(tree.zeros_like(meta))
-        metrics = {name: metric.detach()[None] for name, metric in metrics.items()}
-        return into_zeros(grads), (metrics, finite[:, None])
+        metrics = {name: metric[None] for name, metric in metrics.items()}
+        found = into_zeros(grads), (metrics, finite[:, None])
+        return found if differentiated else tree.detach(found)
 
-    return meta_grad
+    return outside_inference_mode(meta_grad)
+
+
+def outside_inference_mode(fn: Callable[[Tree, Task], Any]) -> Callable[[Tree, Task], Any]:
+    """The same function where torch.autograd works on its arguments."""
+    own = lambda x: x.clone() if x.is_inference() else x  # noqa: E731
+
+    def call(meta: Tree, tasks: Task) -> Any:
+        if not torch.is_inference_mode_enabled():
+            return fn(tree.map(own, meta), tree.map(own, tasks))
+        with torch.inference_mode(False), torch.no_grad():
+            return fn(tree.map(own, meta), tree.map(own, tasks))
+
+    return call
+
+
+def as_inputs(floats: list[Tensor]) -> list[Tensor]:
+    """The same values as inputs of a gradient: each of its own, whatever they were computed from."""
+    return [x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in floats]
 
 
 def autograd_gradient(
@@ -57,7 +84,7 @@ def autograd_gradient(
     """Gradient of the support loss that torch.autograd can differentiate again."""
     floats, join = split(params)
     with torch.enable_grad():
-        leaves = [x if x.requires_grad else x.detach().requires_grad_() for x in floats]
+        leaves = as_inputs(floats)
         loss, _ = with_metrics(loop.loss(join(leaves), meta, batch, k))
         grads = torch.autograd.grad(
             loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True
@@ -66,13 +93,20 @@ def autograd_gradient(
     return into_zeros(grads), loss
 
 
-def autograd_curve(loop: InnerLoop, meta: Tree, tasks: Task, at: list[int]) -> dict[str, Tensor]:
-    """Metrics of one task after each number of updates in ``at``, by torch.autograd: ``{name: [1, len(at)]}``."""
-    task = tree.select(tasks, 0)
-    found = {}
-    points = trajectory(loop, meta, task.support, max(at), autograd_gradient)
-    for k, point in enumerate(points):
-        if k in at:
-            value, metrics = with_metrics(loop.outer(tree.detach(point.params), meta, task))
-            found[k] = tree.detach({"loss": value, **metrics})
-    return {name: torch.stack([found[k][name] for k in at])[None] for name in found[at[0]]}
+def autograd_curve(
+    loop: InnerLoop, at: list[int], differentiated: bool
+) -> Callable[[Tree, Task], dict[str, Tensor]]:
+    """Metrics of one task after each number of updates in ``at``: ``(meta, tasks) -> {name: [1, len(at)]}``."""
+
+    def evaluate(meta: Tree, tasks: Task) -> dict[str, Tensor]:
+        task = tree.select(tasks, 0)
+        found: dict[int, dict[str, Tensor]] = {}
+        points = trajectory(loop, meta, task.support, max(at), autograd_gradient)
+        for k, point in enumerate(points):
+            if k in at:
+                value, metrics = with_metrics(loop.outer(point.params, meta, task))
+                found[k] = {"loss": value, **metrics}
+        curves = {name: torch.stack([found[k][name] for k in at])[None] for name in found[at[0]]}
+        return curves if differentiated else tree.detach(curves)
+
+    return outside_inference_mode(evaluate)

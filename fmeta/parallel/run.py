@@ -13,7 +13,14 @@ from torch import Tensor
 from fmeta import tree
 from fmeta.functional import differentiable
 from fmeta.parallel.adjoint import MetaGradient, Report, adjoint_engine, curve
-from fmeta.parallel.boundary import check_meta, check_tasks, inside_transform, signature, translated
+from fmeta.parallel.boundary import (
+    check_engine,
+    check_meta,
+    check_tasks,
+    inside_transform,
+    signature,
+    translated,
+)
 from fmeta.parallel.derivatives import load_forward_mode
 from fmeta.parallel.inspect import Found, inspect
 from fmeta.parallel.kernels import Kernel, warn_once
@@ -48,18 +55,19 @@ class Runner:
         self.chunk = None if plan.chunk_size == "auto" else plan.chunk_size
         self.choices: dict[Any, Choice] = {}
 
-    def replayed(self, fn: Callable[..., Any]) -> Replay:
+    def replayed(self, call: str, fn: Callable[..., Any]) -> Replay:
         """A whole call, replayed where it is made of kernels."""
         plan = self.plan
         compiled = plan.engine == "adjoint" and plan.tasks == "vmap" and plan.compile is not False
-        return Replay(fn, compiled and plan.randomness == "error")
+        return Replay(fn, compiled and plan.randomness == "error", partial(translated, call))
 
     def kernel(self, name: str, fn: Callable[..., Any]) -> Kernel:
         """A compiled form of a function of tensors."""
         return self.kernels.setdefault(name, Kernel(name, fn, self.plan))
 
-    def look(self, meta: Tree, tasks: Task, training: bool) -> Mode:
+    def look(self, call: str, meta: Tree, tasks: Task, training: bool) -> Mode:
         """Inspect the loss once for every combination of shapes, and decide how to run."""
+        check_engine(call, self.plan)
         inside = inside_transform(meta, tasks)
         if torch.compiler.is_compiling():
             return Mode(self.plan, True, False)
@@ -67,7 +75,7 @@ class Runner:
         if torch._C._functorch.peek_interpreter_stack() is None:
             key = (torch.is_grad_enabled(), signature(meta, tasks))
             if key not in self.looked_at:
-                self.looked_at[key] = inspect(self.loop, self.plan, meta, tasks)
+                self.looked_at[key] = inspect(call, self.loop, self.plan, meta, tasks)
             found = self.looked_at[key]
         if self.traits is None and self.plan.engine != "autograd":
             with torch.set_grad_enabled(inside), differentiable(), torch.random.fork_rng():
@@ -87,7 +95,7 @@ class Runner:
         """The meta-gradient of one chunk."""
         plan = self.plan
         if plan.engine == "autograd":
-            return autograd_engine(loop)
+            return autograd_engine(loop, mode.inside)
         # dynamo 2.14 cannot trace forward mode under vmap ("device mismatch meta/cpu", pytorch 151196), so inside
         # a caller's own torch.compile the definition runs: the same numbers, compiled by the caller.
         if plan.engine == "nested" or torch.compiler.is_compiling():
@@ -100,14 +108,20 @@ class Runner:
     def evaluator(self, at: tuple[int, ...], loop: InnerLoop, mode: Mode) -> Callable[[Tree, Task], Metrics]:
         """Metrics of one chunk after each number of updates."""
         if self.plan.engine == "autograd":
-            return lambda meta, tasks: autograd_curve(loop, meta, tasks, list(at))
+            return autograd_curve(loop, list(at), mode.inside)
         return curve(loop, self.steps(loop, mode.compiled), list(at))
 
     def once(self, name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
         """A function that runs once an outer step, after the tasks: compiled as they are."""
 
+        captures: list[bool] = []
+
         def call(*args: Any) -> Any:
-            mode = Mode(self.plan, inside_transform(args), random=False)
+            inside = inside_transform(args)
+            if not inside and torch.is_grad_enabled():
+                captures[:] = captures or [any(x.requires_grad for x in tree.leaves(fn(*args)))]
+                inside = captures[0]
+            mode = Mode(self.plan, inside, random=False)
             with surroundings(mode):
                 return (self.kernel(name, fn) if mode.compiled else fn)(*args)
 
@@ -140,7 +154,7 @@ class Runner:
         self, call: str, meta: Tree, tasks: TaskBatch, make: Build, training: bool
     ) -> tuple[Share, list[tuple[int, Any]]]:
         """Run ``make(loop, mode)`` on every chunk of this rank's tasks: ``[(tasks in the chunk, result), ...]``."""
-        check_meta(call, meta)
+        check_meta(call, meta, training)
         self.ranks.check_device(call, meta)
         batches, mapped = check_tasks(call, tasks, self.plan), self.plan.tasks == "vmap"
         total = tree.leaves(batches[0])[0].shape[0] if mapped else len(batches)
@@ -154,7 +168,7 @@ class Runner:
         with translated(call):
             for first, batch in numbered:
                 # at all tasks, so that every rank finds what is wrong
-                mode = self.look(meta, batch, training)
+                mode = self.look(call, meta, batch, training)
                 self.ranks.check_outside(call, mode.inside)
                 own = tree.map(lambda leaf: leaf[share.rows], batch) if mapped and self.plan.mesh else batch
                 run = partial(self.over_chunks_of, own, make, mode, meta, seed, first)
@@ -218,7 +232,7 @@ class Runner:
             Recorder.active.broken = True
         if mode.random or torch.compiler.is_compiling():
             return make(loop, mode)(meta, chunk)
-        key = (getattr(make, "args", ()), mode.compiled, mode.merges(loop))
+        key = (getattr(make, "args", ()), mode.compiled, mode.merges(loop), mode.inside)
         if key not in self.built:
             self.built[key] = make(loop, mode)
         return self.built[key](meta, chunk)

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.func import vmap
 
 from fmeta import tree
-from fmeta.adapt import batch_of_step, inner_step, support_gradient, with_metrics
+from fmeta.adapt import batch_of_step, inner_step, support_gradient
+from fmeta.losses import with_metrics
 from fmeta.parallel.derivatives import along, gradient, pullback
 from fmeta.parallel.precision import normalised, times
 from fmeta.parallel.traits import Traits

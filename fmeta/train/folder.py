@@ -40,7 +40,7 @@ def create(config: Config[Any], command: str) -> Path:
     """Make the folder of a new run.
 
     Raises:
-        ValueError: if there is a run in it already.
+        ValueError: if there is a run in it already, or a file is in its place.
     """
     folder = config.out or Path("runs") / f"{config.recipe}-{datetime.now():%Y%m%d-%H%M%S}"
     if any((folder / name).exists() for name in ("config.json", "last.safetensors")):
@@ -48,7 +48,12 @@ def create(config: Config[Any], command: str) -> Path:
             f"train: {folder} holds a run already. Continue it with `fmeta train {config.recipe} --resume "
             f"{folder}`, or choose another --out."
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(
+            f"train: --out must be a folder, but {error.filename} is a file. Choose another."
+        ) from error
     write_config(folder, config, command)
     return folder
 
