@@ -24,12 +24,11 @@ from torch import Tensor, fx
 
 from fmeta.parallel import store
 from fmeta.parallel.graphs import Writer
+from fmeta.parallel.rewrite import is_small
 
 aten = torch.ops.aten
 Kind = Literal["output", "input", "weight"]
 """Of the convolution itself, and of its derivatives to the input and the weight."""
-SMALL = 1_000_000
-"""Multiplications below which a product is written as a sum (``fmeta.parallel.rewrite``), so nothing is timed."""
 LARGEST = 2**28
 """Bytes of patches above which a convolution stays as it is."""
 
@@ -228,8 +227,8 @@ def faster_as_product(device: torch.device) -> Wanted:
     """What is faster on a device, found by timing once for every geometry and remembered."""
 
     def wanted(kind: Kind, g: Geometry, dtype: torch.dtype) -> bool:
-        if g.tasks * g.rows * g.taps * g.filters <= SMALL:
-            return True
+        if is_small(torch.Size([g.tasks, g.rows, g.taps]), torch.Size([g.tasks, g.taps, g.filters])):
+            return True  # it fuses
         product, native = timed(kind, g, dtype, device, torch.get_num_threads())
         return product < native
 

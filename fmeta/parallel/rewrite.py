@@ -8,10 +8,18 @@ from collections.abc import Callable
 import torch
 from torch import fx
 
-from fmeta.parallel.convolutions import SMALL
 from fmeta.parallel.graphs import Writer
 
 aten = torch.ops.aten
+SMALL = 1_000_000
+"""Multiplications in a product below which it is written as a sum."""
+TINY = 50_000
+"""The same for one of the matrices of a batch: libraries are slow with small ones, however many there are."""
+
+
+def is_small(a: torch.Size, b: torch.Size) -> bool:
+    """Whether a product of matrices, or of batches of them, is better written as a sum."""
+    return math.prod(a) * b[-1] <= SMALL or (len(a) == 3 and math.prod(a[1:]) * b[-1] <= TINY)
 
 
 def multiply_and_sum(graph: fx.Graph) -> None:
@@ -25,7 +33,7 @@ def multiply_and_sum(graph: fx.Graph) -> None:
             continue
         a, b = node.args[-2:]
         (shape, dtype), (other, _) = a.meta["like"], b.meta["like"]
-        if math.prod(shape) * other[-1] <= SMALL and dtype.is_floating_point:
+        if is_small(shape, other) and dtype.is_floating_point:
             with graph.inserting_before(node):
                 node.replace_all_uses_with(rewrite(Writer(graph), *node.args))
             graph.erase_node(node)
