@@ -171,6 +171,9 @@ def as_products(graph: fx.Graph, wanted: Wanted) -> tuple[int, int]:
     """Rewrite the convolutions that are ``wanted`` as products; how many became products, and how many stayed."""
     found = [rewritten(graph, node, wanted) for node in list(graph.nodes) if node.target in REWRITES]
     graph.eliminate_dead_code()
+    for node in graph.nodes:
+        if node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default  # the memory behind it may now be in another order
     return sum(one for one, _ in found), sum(other for _, other in found)
 
 

@@ -73,7 +73,8 @@ def keep(key: str, modules: list[ModuleType]) -> None:
     names = re.findall(r"^(\w+) = async_compile\.cpp_pybinding\(", source, re.MULTILINE)
     others = re.findall(r"async_compile\.(\w+)", source)
     constants = re.findall(r"\b_tensor_constant\w*|\bconstant\d+\b|\btorchbind\w*", source)
-    if not set(called) <= set(LIBRARY) or not set(others) <= {"cpp_pybinding", "wait"} or constants:
+    foreign = not set(called) <= set(LIBRARY) or not set(others) <= {"cpp_pybinding", "wait"} or constants
+    if foreign or needs(source) - stand_ins([]).keys():
         return
     libraries = [getattr(getattr(module, name), "__self__", None) for name in names]
     files = [getattr(library, "__file__", None) for library in libraries]
@@ -106,16 +107,28 @@ def library(path: str) -> FlatKernel:
     return getattr(sys.modules[name], ENTRY)
 
 
+def needs(source: str) -> set[str]:
+    """The names that a module imports from inductor and makes use of."""
+    lines = re.findall(r"^from torch\._inductor\S* import (.*)$", source, re.MULTILINE)
+    names = {part.split(" as ")[-1].strip() for line in lines for part in line.split(",")}
+    return {name for name in names if len(re.findall(rf"\b{name}\b", source)) > 1}
+
+
+def stand_ins(libraries: list[FlatKernel]) -> dict[str, Any]:
+    """What a module finds in place of inductor's own; its calls for a compiler get the libraries in turn."""
+    rest = iter(libraries)
+    compiler = SimpleNamespace(cpp_pybinding=lambda *args: next(rest), wait=lambda names: None)
+    check = torch._C._dynamo.guards.assert_size_stride
+    return {
+        "AsyncCompile": lambda: compiler,
+        "extern_kernels": SimpleNamespace(**{name: getattr(torch, name) for name in LIBRARY}),
+        "assert_tensor_metadata": lambda x, size, stride, dtype, op: check(x, size, stride, op),
+    }
+
+
 def run(source: str, libraries: list[FlatKernel]) -> Call:
     """The function of a module that inductor wrote, with these libraries."""
-    rest = iter(libraries)
     body = re.sub(r"^from torch\._inductor.*$", "", source, flags=re.MULTILINE)
-    names: dict[str, Any] = {
-        "AsyncCompile": lambda: SimpleNamespace(
-            cpp_pybinding=lambda *args: next(rest), wait=lambda names: None
-        ),
-        "extern_kernels": SimpleNamespace(**{name: getattr(torch, name) for name in LIBRARY}),
-        "__name__": "fmeta.kernel",
-    }
+    names = {**stand_ins(libraries), "__name__": "fmeta.kernel"}
     exec(compile(body, "<kernel>", "exec"), names)
     return names["call"]
