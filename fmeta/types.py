@@ -152,7 +152,8 @@ class Plan:
         precision: dtype of products and convolutions in the losses (``torch.autocast``): None for that of the
             parameters. Parameters, updates, losses and meta-gradients are float32 throughout (float64 ones are
             not lowered). ``"fp16"`` needs the adjoint engine, which scales losses by 1024 while they are
-            differentiated; what overflows makes ``finite`` false. This alone changes results beyond rounding
+            differentiated; what overflows makes ``finite`` false. ``"tf32"`` lets a GPU round what it multiplies
+            to 10 bits, and changes nothing elsewhere. This alone changes results beyond rounding
             in the parameters' dtype.
         mesh: a ``torch.distributed`` ``DeviceMesh``; tasks are sharded over its axis ``task`` (or its only axis),
             other axes take no part. Every rank calls with the same state and the same whole batch, computes
@@ -168,7 +169,7 @@ class Plan:
     chunk_size: int | Literal["auto"] | None = None
     compile: bool | Literal["auto"] = "auto"
     remat: int | None = None
-    precision: Literal["bf16", "fp16"] | None = None
+    precision: Literal["tf32", "bf16", "fp16"] | None = None
     mesh: Any = None
     randomness: Literal["error", "different", "same"] = "error"
 

@@ -10,6 +10,12 @@ import pytest
 import torch
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests run in two processes, each with one thread."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what this machine cannot show, with the reason."""
     no_data = pytest.mark.skip(reason="needs real data: set FMETA_DATA to the folder that holds it")

@@ -264,3 +264,34 @@ def test_on_a_gpu(precision: str, compiled: bool) -> None:
     want, _ = fmeta.meta_grad(algorithm, Plan(compile=False))(meta, tasks)
     got, _ = fmeta.meta_grad(algorithm, Plan(precision=precision, compile=compiled))(meta, tasks)  # type: ignore[arg-type]
     assert error(got, want) < TOLERANCE[precision]
+
+
+def test_tf32_is_switched_on_for_a_call_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a loss sees of the switches of a GPU, and what the caller has afterwards; a CPU computes the same."""
+    algorithm, meta, tasks = waves()
+    switches = [(torch.backends.cuda.matmul, "allow_tf32"), (torch.backends.cudnn, "allow_tf32")]
+    for owner, name in switches:
+        monkeypatch.setattr(owner, name, False)
+    seen: list[bool] = []
+    loop = algorithm.inner_loop
+
+    def outer(*args: Any) -> Any:
+        seen.extend(getattr(owner, name) for owner, name in switches)
+        return loop.outer(*args)
+
+    watched = algorithm._replace(inner_loop=loop._replace(outer=outer))
+    plan = Plan(precision="tf32", compile=False)
+    got, _ = fmeta.meta_grad(watched, plan)(meta, tasks)
+    assert seen[-2:] == [True, True]
+    assert [getattr(owner, name) for owner, name in switches] == [False, False]
+    want, _ = fmeta.meta_grad(algorithm, Plan(compile=False))(meta, tasks)
+    assert error(got, want) == 0.0
+
+
+@pytest.mark.gpu
+def test_tf32_is_near_float32_on_a_gpu() -> None:
+    algorithm, meta, tasks = fmeta.tree.map(lambda x: x.cuda() if isinstance(x, Tensor) else x, pictures())
+    torch.backends.cudnn.allow_tf32 = False
+    want, _ = fmeta.meta_grad(algorithm, Plan(compile=False))(meta, tasks)
+    got, _ = fmeta.meta_grad(algorithm, Plan(precision="tf32", compile=False))(meta, tasks)
+    assert 0 < error(got, want) < TOLERANCE["bf16"]

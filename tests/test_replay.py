@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import weakref
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from helpers import assert_trees_equal
+from helpers import assert_trees_close, assert_trees_equal
 from torch import Tensor
 
+import fmeta
 from fmeta import tree
-from fmeta.parallel.program import Program, Recorder, Replay
+from fmeta.parallel import cuda
+from fmeta.parallel.program import Program, Recorder
+from fmeta.parallel.replay import Replay
 from fmeta.parallel.rewrite import multiply_and_sum
 from fmeta.parallel.trace import trace
 
@@ -166,3 +172,77 @@ def test_captured_tensors_of_a_graph_are_references_and_equal_values_are_compute
     assert targets.count("aten.mul.Tensor") == 2
     captured.fill_(5.0)
     assert_trees_equal(traced.graph(torch.zeros(3), captured)[0], torch.full((3,), 6.0))
+
+
+def recorded(fn: Any, *flat: Tensor) -> Program:
+    inputs = list(flat)
+    with Recorder(inputs) as recorder:
+        result = fn(*inputs)
+    program = recorder.program(result)
+    assert program is not None
+    return program
+
+
+def test_on_a_cpu_nothing_is_captured() -> None:
+    program = recorded(lambda x: x + 1, torch.ones(2))
+    assert cuda.graphed(program, [torch.ones(2)]) is program
+    assert cuda.graphed(program, []) is program
+
+
+def test_what_cannot_be_captured_runs_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuses(*args: Any) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(cuda, "Graphed", refuses)
+    program = recorded(lambda x: x + 1, torch.ones(2))
+    on_gpu: Any = SimpleNamespace(device=torch.device("cuda"), nbytes=8)
+    with caplog.at_level(logging.INFO, "fmeta"):
+        assert cuda.graphed(program, [on_gpu]) is program
+    assert caplog.messages == ["no CUDA graph: operation not permitted when stream is capturing"]
+    monkeypatch.setattr(cuda, "LARGEST", 4)
+    monkeypatch.setattr(cuda, "Graphed", lambda *args: pytest.fail("too large to be captured"))
+    assert cuda.graphed(program, [on_gpu]) is program
+
+
+@pytest.mark.gpu
+@pytest.mark.compiles
+def test_a_meta_step_on_a_gpu_is_one_graph() -> None:
+    apply, params = fmeta.functionalize(fmeta.models.mlp([1, 8, 1]).cuda())
+    algorithm = fmeta.maml(fmeta.losses.mse(apply), fmeta.sgd(0.01), steps=2)
+    outer = fmeta.adam(1e-3)
+    sampler = fmeta.tasks.sinusoid(tasks=4, shots=5, queries=5, device="cuda")
+    step = fmeta.meta_step(algorithm, outer)
+    plain = fmeta.meta_step(algorithm, outer, fmeta.Plan(compile=False))
+    states = [fmeta.meta_init(algorithm, outer, params)] * 2
+    for i in range(5):
+        states = [fn(state, sampler(0, i))[0] for fn, state in zip((step, plain), states, strict=True)]
+    (how,) = step.calls.values()  # type: ignore[attr-defined]
+    assert isinstance(how, cuda.Graphed)
+    assert_trees_close(states[0].meta, states[1].meta, 1e-4)
+
+
+def test_a_kernel_may_free_its_inputs() -> None:
+    """A register that nobody reads after a kernel is the kernel's own."""
+    alive: list[int] = []
+    kinds: list[Any] = []
+
+    def kernel(flat: list[Tensor]) -> list[Tensor]:
+        kinds.extend(weakref.ref(x) for x in flat)
+        out = [flat[0] * 2]
+        flat.clear()
+        alive.append(sum(kind() is not None for kind in kinds))
+        return out
+
+    x = torch.ones(3)
+    with Recorder([x]) as recorder:
+        (y,) = recorder.kernel(kernel, [x])
+        (z,) = recorder.kernel(kernel, [y])
+    program = recorder.program(z)
+    del y
+    kinds.clear()
+    alive.clear()
+    assert program is not None
+    torch.testing.assert_close(program([x]), 4 * x)
+    assert alive == [1, 1], "x is the caller's; what the first kernel made is gone inside the second"

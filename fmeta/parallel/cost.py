@@ -22,6 +22,9 @@ CREATES = (aten.full, aten.zeros, aten.ones, aten.scalar_tensor, aten.arange, at
 LIKE = (aten.zeros_like, aten.ones_like, aten.full_like, aten.new_zeros, aten.new_ones, aten._to_copy)
 
 
+CONVOLUTIONS = (aten.convolution.default, aten.convolution_backward.default)
+
+
 class Cost(NamedTuple):
     """One call of a function. ``peak`` counts what lives beside its inputs, its results included."""
 
@@ -77,6 +80,9 @@ def flops_of(operations: list[Operation], like: Like) -> int:
     """Flops of the products and convolutions, by torch's own formulas."""
     total = 0
     for one in operations:
+        if one.call in CONVOLUTIONS and one.inside is None:
+            total += convolution_flops(one, like)
+            continue
         count = flop_registry.get(getattr(one.call, "_overloadpacket", None))
         if one.inside is not None:
             total += one.inside.flops
@@ -85,6 +91,16 @@ def flops_of(operations: list[Operation], like: Like) -> int:
             args, kwargs = substitute(one.args, stand_in), substitute(one.kwargs, stand_in)
             total += int(count(*args, **kwargs, out_val=one.call(*args, **kwargs)))
     return total
+
+
+def convolution_flops(one: Operation, like: Like) -> int:
+    """Flops of a convolution or of its derivatives, each as many; torch counts gradients of groups as if of one."""
+    backward = one.call == aten.convolution_backward.default
+    keys = [arg.number if isinstance(arg, Register) else arg for arg in one.args[:3]]
+    y, x, w = keys if backward else (one.writes[0], *keys[:2])
+    transposed, mask = (one.args[7], one.args[10]) if backward else (one.args[6], [True])
+    places = like[x if transposed else y][0]
+    return 2 * places.numel() * like[w][0][1:].numel() * sum(mask[:2])
 
 
 def substitute(args: Any, make: Callable[[Any], Tensor]) -> Any:

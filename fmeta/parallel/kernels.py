@@ -24,8 +24,9 @@ from torch import Tensor
 from fmeta import tree
 from fmeta.functional import differentiable
 from fmeta.parallel import modules
-from fmeta.parallel.convolutions import as_products, faster_as_product
+from fmeta.parallel.convolutions import as_products
 from fmeta.parallel.cost import Cost, cost_of_graph
+from fmeta.parallel.faster import faster_as_product
 from fmeta.parallel.program import FlatKernel, Recorder
 from fmeta.parallel.rewrite import multiply_and_sum
 from fmeta.parallel.store import cache_folder
@@ -133,8 +134,9 @@ def prepare(fn: Callable[..., Any], flat: list[Tensor], spec: Any) -> Prepared:
     """Trace ``fn`` on tensors like ``flat`` and write its products as they are fastest."""
     traced = trace(fn, flat, spec)
     graph = traced.graph.graph
-    cost = cost_of_graph(graph)
+    flops = cost_of_graph(graph).flops
     as_products(graph, faster_as_product(tree.device(flat)))
+    cost = cost_of_graph(graph)._replace(flops=flops)
     multiply_and_sum(graph)
     graph.eliminate_dead_code()
     traced.graph.recompile()
@@ -147,7 +149,12 @@ def compile_flat(fn: Callable[..., Any], flat: list[Tensor], spec: Any) -> Built
     job = prepare(fn, flat, spec)
     call = (modules.load(job.key) if job.key else None) or compile_graph(job)
     constants = job.traced.constants
-    return Built(lambda inputs: call([*inputs, *constants]), job.traced.out_spec, job.cost)
+
+    def run(inputs: list[Tensor]) -> list[Tensor]:
+        inputs += constants  # no copy of the list, so that an input can be freed at its last use
+        return call(inputs)
+
+    return Built(run, job.traced.out_spec, job.cost)
 
 
 def compile_graph(job: Prepared) -> Callable[[list[Tensor]], Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fmeta.functional import differentiable
+from fmeta.parallel.precision import products
 from fmeta.types import InnerLoop, Plan
 
 LAUNCH_BOUND = 100e6
@@ -23,7 +24,7 @@ class Mode:
         self, plan: Plan, inside: bool, random: bool, training: bool = True, flops: float = math.inf
     ) -> None:
         """Decide, or raise where ``compile=True`` cannot be had."""
-        self.inside, self.random = inside, random
+        self.inside, self.random, self.precision = inside, random, plan.precision
         why = ""
         if inside:
             why = "the caller's own grad, vmap or torch.compile is under way"
@@ -54,6 +55,7 @@ class Mode:
 def surroundings(mode: Mode) -> Iterator[None]:
     """No autograd graph unless the caller differentiates, right norm layers, and the caller's random state."""
     with contextlib.ExitStack() as stack:
+        stack.enter_context(products(mode.precision))
         if not mode.inside:
             stack.enter_context(torch.no_grad())
         if mode.random:

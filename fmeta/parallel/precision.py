@@ -9,8 +9,9 @@ taken of a vector scaled to about 1. Scales are divided out in float32.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from fmeta import tree
 from fmeta.types import InnerLoop, Plan, Tree
 
+TF32 = "tf32"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 HALF = tuple(DTYPES.values())
 SCALE = 2.0**10
@@ -62,7 +64,7 @@ def lowered(loop: InnerLoop, precision: str | None) -> InnerLoop:
 
     ``start`` and ``inner`` are left as they are: parameters and updates are of the parameters' own dtype.
     """
-    if precision is None:
+    if precision not in DTYPES:
         return loop
     dtype = DTYPES[precision]
 
@@ -80,6 +82,23 @@ def lowered(loop: InnerLoop, precision: str | None) -> InnerLoop:
 
     scale = SCALE if precision == "fp16" else 1.0
     return loop._replace(loss=under_autocast(loop.loss), outer=under_autocast(loop.outer), scale=scale)
+
+
+@contextlib.contextmanager
+def products(precision: str | None) -> Iterator[None]:
+    """With TF32 products and convolutions on a GPU, where the plan says so; else as the caller has set them."""
+    if precision != TF32:
+        yield
+        return
+    switches: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = True
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value
 
 
 def widened(x: Any) -> Any:
@@ -110,8 +129,10 @@ def times(values: Tree, factor: Tensor | None) -> Tree:
 
 def check_precision(plan: Plan) -> None:
     """Refuse a precision that is unknown, or whose small gradients the engine cannot keep."""
-    if plan.precision not in (None, *DTYPES):
-        raise ValueError(f"Plan: precision must be one of (None, 'bf16', 'fp16'), got {plan.precision!r}.")
+    if plan.precision not in (None, TF32, *DTYPES):
+        raise ValueError(
+            f"Plan: precision must be one of (None, 'tf32', 'bf16', 'fp16'), got {plan.precision!r}."
+        )
     if plan.precision == "fp16" and plan.engine != "adjoint":
         raise ValueError(
             'Plan: precision="fp16" needs engine="adjoint", which scales the second derivatives apart from the '

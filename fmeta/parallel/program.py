@@ -8,7 +8,6 @@ costs a few microseconds beside the kernel itself, and a register is freed at it
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +18,6 @@ from torch.utils.weak import WeakIdKeyDictionary
 from fmeta import tree
 
 FlatKernel = Callable[[list[Tensor]], list[Tensor]]
-Guard = Callable[[], AbstractContextManager[Any]]
 
 
 class Register(NamedTuple):
@@ -159,12 +157,15 @@ class Program(NamedTuple):
     outputs: list[int]
     spec: Any
 
-    def __call__(self, flat: list[Tensor]) -> Any:
+    def __call__(self, flat: list[Tensor], /) -> Any:
         """Replay on tensors like those recorded; the result has the structure of the recorded one."""
         values: list[Any] = [*flat, *([None] * (self.registers - self.inputs))]
         for call, inputs, args, kwargs, outputs, free in self.instructions:
             if inputs is not None:
-                for number, value in zip(outputs, call([values[i] for i in inputs]), strict=True):
+                given = [values[i] for i in inputs]
+                for number in free:  # the kernel may give its inputs' memory to what it computes
+                    values[number] = None
+                for number, value in zip(outputs, call(given), strict=True):
                     values[number] = value
             else:
                 self.operation(values, call, args, kwargs, outputs)
@@ -191,53 +192,3 @@ def substituted(args: Any, values: list[Any]) -> Any:
     if isinstance(args, dict):
         return {name: substituted(value, values) for name, value in args.items()}
     return type(args)([substituted(x, values) for x in args]) if isinstance(args, (list, tuple)) else args
-
-
-class Replay:
-    """A function that is recorded at its second call with arguments of some shapes, and replayed from the third.
-
-    The first call builds kernels and makes the checks that are made once for every combination of shapes.
-    """
-
-    def __init__(self, fn: Callable[..., Any], wanted: bool, guard: Guard = nullcontext) -> None:
-        """Remember nothing yet; where it is not wanted, every call is a plain one. Replays run in ``guard()``."""
-        self.fn, self.wanted, self.guard = fn, wanted, guard
-        self.calls: dict[Any, Program | str] = {}
-        """For arguments of each form, how the next call runs."""
-
-    def __call__(self, *args: Any) -> Any:
-        """The value of the function."""
-        flat, spec = tree.flatten(args)
-        if not self.wanted or not replayable(flat):
-            return self.fn(*args)
-        flat = [x if x.is_contiguous() else x.contiguous() for x in flat]
-        key = (spec, torch.is_grad_enabled(), *[(x.shape, x.dtype, x.device) for x in flat])
-        how = self.calls.get(key)
-        if isinstance(how, Program):
-            with torch.no_grad(), self.guard():
-                return how(flat)
-        if how is None:
-            result = self.fn(*args)
-            self.calls[key] = "record"
-            return result
-        return self.record(key, flat, spec) if how == "record" else self.fn(*args)
-
-    def record(self, key: Any, flat: list[Tensor], spec: Any) -> Any:
-        """Call the function, and keep what it did; what cannot be replayed runs as it is from then on."""
-        distinct = [x.detach() for x in flat]  # one tensor may be passed twice; a register holds one
-        with Recorder(distinct) as recorder:
-            result = self.fn(*tree.unflatten(distinct, spec))
-        self.calls[key] = recorder.program(result) or "plain"
-        return result
-
-
-def replayable(flat: list[Any]) -> bool:
-    """Whether a call is a plain one: on plain tensors, and nobody differentiates, maps, compiles or watches it."""
-    return (
-        all(type(x) in (Tensor, torch.nn.Parameter) for x in flat)
-        and not torch.compiler.is_compiling()
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and not (torch.is_grad_enabled() and any(x.requires_grad for x in flat))
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._len_torch_function_stack()
-    )

@@ -21,14 +21,16 @@ from fmeta.parallel.boundary import (
     signature,
     translated,
 )
+from fmeta.parallel.cuda import graphed
 from fmeta.parallel.derivatives import load_forward_mode
 from fmeta.parallel.inspect import Found, inspect
 from fmeta.parallel.kernels import Kernel, warn_once
 from fmeta.parallel.mesh import Share, ranks_of
 from fmeta.parallel.mode import Mode, out_of_memory, reseeded, surroundings
 from fmeta.parallel.precision import lowered
-from fmeta.parallel.program import Recorder, Replay
+from fmeta.parallel.program import Recorder
 from fmeta.parallel.reference import autograd_curve, autograd_engine, nested_engine
+from fmeta.parallel.replay import Replay, replaying
 from fmeta.parallel.steps import KERNELS, Steps
 from fmeta.parallel.store import key_of
 from fmeta.parallel.traits import Traits, probe
@@ -59,7 +61,8 @@ class Runner:
         """A whole call, replayed where it is made of kernels."""
         plan = self.plan
         compiled = plan.engine == "adjoint" and plan.tasks == "vmap" and plan.compile is not False
-        return Replay(fn, compiled and plan.randomness == "error", partial(translated, call))
+        wanted = compiled and plan.randomness == "error"
+        return Replay(fn, wanted, partial(replaying, call, plan.precision), graphed)
 
     def kernel(self, name: str, fn: Callable[..., Any]) -> Kernel:
         """A compiled form of a function of tensors."""
