@@ -266,24 +266,24 @@ def test_on_a_gpu(precision: str, compiled: bool) -> None:
     assert error(got, want) < TOLERANCE[precision]
 
 
-def test_tf32_is_switched_on_for_a_call_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tf32_is_switched_on_for_a_call_alone() -> None:
     """What a loss sees of the switches of a GPU, and what the caller has afterwards; a CPU computes the same."""
     algorithm, meta, tasks = waves()
-    switches = [(torch.backends.cuda.matmul, "allow_tf32"), (torch.backends.cudnn, "allow_tf32")]
-    for owner, name in switches:
-        monkeypatch.setattr(owner, name, False)
+    switches: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
+    before = [switch.allow_tf32 for switch in switches]
     seen: list[bool] = []
     loop = algorithm.inner_loop
 
     def outer(*args: Any) -> Any:
-        seen.extend(getattr(owner, name) for owner, name in switches)
+        seen.extend(switch.allow_tf32 for switch in switches)
         return loop.outer(*args)
 
     watched = algorithm._replace(inner_loop=loop._replace(outer=outer))
     plan = Plan(precision="tf32", compile=False)
     got, _ = fmeta.meta_grad(watched, plan)(meta, tasks)
     assert seen[-2:] == [True, True]
-    assert [getattr(owner, name) for owner, name in switches] == [False, False]
+    assert [switch.allow_tf32 for switch in switches] == before
+    assert before[0] is False, "or this shows nothing"
     want, _ = fmeta.meta_grad(algorithm, Plan(compile=False))(meta, tasks)
     assert error(got, want) == 0.0
 

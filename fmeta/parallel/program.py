@@ -167,6 +167,7 @@ class Program(NamedTuple):
                     values[number] = None
                 for number, value in zip(outputs, call(given), strict=True):
                     values[number] = value
+                value = None  # the register alone holds it
             else:
                 self.operation(values, call, args, kwargs, outputs)
             for number in free:
