@@ -83,12 +83,12 @@ def keep(key: str, modules: list[ModuleType]) -> None:
 
 
 def load(key: str) -> Call | None:
-    """The kernel of a key; None where it is not there, or not whole."""
+    """The kernel of a key; None where it is not there or cannot be loaded, and then it is compiled anew."""
     found = store.read("modules", key)
     try:
         source = pathlib.Path(found["module"]).read_text()
         return run(source, [library(path) for path in found["libraries"]])
-    except (OSError, ImportError, KeyError, TypeError):
+    except Exception:
         return None
 
 

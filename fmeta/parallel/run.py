@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fmeta import tree
 from fmeta.functional import differentiable
@@ -35,10 +34,7 @@ from fmeta.parallel.steps import KERNELS, Steps
 from fmeta.parallel.store import key_of
 from fmeta.parallel.traits import Traits, probe
 from fmeta.parallel.tune import Choice, choose, start_size, tuned
-from fmeta.types import InnerLoop, Plan, Task, TaskBatch, Tree
-
-Metrics = dict[str, Tensor]
-
+from fmeta.types import InnerLoop, Metrics, Plan, Task, TaskBatch, Tree
 
 Build = Callable[[InnerLoop, Mode], Callable[..., Any]]
 
