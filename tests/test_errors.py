@@ -133,7 +133,7 @@ def test_predictions_need_a_loss_with_a_model() -> None:
         ({"engine": "autograd"}, 'engine="autograd" takes tasks one at a time, got tasks="vmap". Set tasks="loop"'),
         ({"engine": "autograd", "tasks": "loop", "compile": True}, 'engine="autograd" is never compiled'),
         ({"engine": "nested", "remat": 2}, "remat belongs to engine=\"adjoint\", got engine='nested'"),
-        ({"precision": "tf32"}, r"Plan: precision must be one of \(None, 'bf16', 'fp16'\), got 'tf32'"),
+        ({"precision": "int8"}, r"Plan: precision must be one of \(None, 'tf32', 'bf16', 'fp16'\), got 'int8'"),
         ({"precision": "fp16", "engine": "nested"}, 'precision="fp16" needs engine="adjoint".*got engine=\'nested\''),
     ],
     ids=str,
