@@ -186,5 +186,9 @@ def test_memory_that_runs_out_later_halves_for_good(
 def test_uncompiled_nothing_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "choose", lambda *args: pytest.fail("timed"))
     algorithm = fmeta.maml(LOSS, fmeta.sgd(0.2), steps=2)
-    fmeta.meta_grad(algorithm, Plan(chunk_size="auto", compile=False))(network(), regression_tasks())
-    fmeta.meta_eval(algorithm, Plan(chunk_size="auto"))(network(), regression_tasks())
+    for make in (fmeta.meta_grad, fmeta.meta_eval):
+        plain, auto = (
+            make(algorithm, Plan(chunk_size=size, compile=False))(network(), regression_tasks())
+            for size in (None, "auto")
+        )
+        assert_trees_close(auto, plain, 0.0)

@@ -1,7 +1,7 @@
 """Compiled kernels: a pure function of tensors, traced to ATen once per shape and handed to inductor.
 
-Tracing with make_fx before compiling, and calling inductor without dynamo, makes cold compiles shorter,
-lets the on-disk cache work across processes, and takes about 0.1 ms off every call. The price is that
+A traced graph goes to inductor without dynamo, which makes calls cheaper, and gives a kernel a name on disk by which
+later processes find it. The price is that
 nothing guards a kernel but the key below, so whatever may change from call to call must reach a kernel as
 a tensor (the inner step index among it), and every closure must be pure.
 """
