@@ -186,9 +186,9 @@ def test_memory_that_runs_out_later_halves_for_good(
 def test_uncompiled_nothing_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "choose", lambda *args: pytest.fail("timed"))
     algorithm = fmeta.maml(LOSS, fmeta.sgd(0.2), steps=2)
-    for make in (fmeta.meta_grad, fmeta.meta_eval):
+    for make, compiled in ((fmeta.meta_grad, False), (fmeta.meta_eval, "auto")):
         plain, auto = (
-            make(algorithm, Plan(chunk_size=size, compile=False))(network(), regression_tasks())
+            make(algorithm, Plan(chunk_size=size, compile=compiled))(network(), regression_tasks())
             for size in (None, "auto")
         )
         assert_trees_close(auto, plain, 0.0)

@@ -1,9 +1,9 @@
 """Compiled kernels: a pure function of tensors, traced to ATen once per shape and handed to inductor.
 
-A traced graph goes to inductor without dynamo, which makes calls cheaper, and gives a kernel a name on disk by which
-later processes find it. The price is that
-nothing guards a kernel but the key below, so whatever may change from call to call must reach a kernel as
-a tensor (the inner step index among it), and every closure must be pure.
+A traced graph goes to inductor without dynamo, which makes calls cheaper, and gives a kernel a name on disk by
+which later processes find it. The price is that nothing guards a kernel but the key below, so whatever may
+change from call to call must reach a kernel as a tensor (the inner step index among it), and every closure
+must be pure.
 """
 
 from __future__ import annotations
