@@ -27,6 +27,9 @@ from fmeta.parallel import modules
 from fmeta.parallel.convolutions import as_products
 from fmeta.parallel.cost import Cost, cost_of_graph
 from fmeta.parallel.faster import faster_as_product
+from fmeta.parallel.native.axis import Axes, axes_of
+from fmeta.parallel.native.build import native
+from fmeta.parallel.native.ir import Unsupported
 from fmeta.parallel.program import FlatKernel, Recorder
 from fmeta.parallel.rewrite import multiply_and_sum
 from fmeta.parallel.store import cache_folder
@@ -34,6 +37,7 @@ from fmeta.parallel.trace import Traced, own_copy, trace
 from fmeta.types import MetaLearningWarning, Plan
 
 TESTED = ("2.14",)  # the torch releases whose private compiler entry points this file was tested with
+LOG = logging.getLogger("fmeta")
 told: set[str] = set()
 
 
@@ -52,9 +56,9 @@ class Built(NamedTuple):
 class Kernel:
     """One function of pytrees of tensors, compiled once for every combination of shapes it is called with."""
 
-    def __init__(self, name: str, fn: Callable[..., Any], plan: Plan) -> None:
-        """Nothing is traced before the first call."""
-        self.name, self.fn, self.plan = name, fn, plan
+    def __init__(self, name: str, fn: Callable[..., Any], plan: Plan, axes: Axes | None = None) -> None:
+        """Nothing is traced before the first call. ``axes``: the dimension of tasks in each argument."""
+        self.name, self.fn, self.plan, self.axes = name, fn, plan, axes
         self.compiled: dict[Any, Built | None] = {}
         self.compile_seconds = 0.0
         self.why = ""  # it runs uncompiled
@@ -65,7 +69,7 @@ class Kernel:
         flat = [x.contiguous() for x in flat]  # a kernel is compiled for one layout
         key = (spec, *((x.shape, x.dtype, x.device) for x in flat))
         if key not in self.compiled:
-            self.compiled[key] = self.build(flat, spec)
+            self.compiled[key] = self.build(flat, spec, axes_of(args, self.axes))
         built, recorder = self.compiled[key], Recorder.active
         if built is None:
             if recorder:
@@ -75,14 +79,14 @@ class Kernel:
         out = recorder.kernel(built.run, flat) if recorder else built.run(flat)
         return tree.unflatten(out, built.out_spec)
 
-    def build(self, flat: list[Tensor], spec: Any) -> Built | None:
+    def build(self, flat: list[Tensor], spec: Any, axes: list[int | None]) -> Built | None:
         """Compile for the shapes of ``flat``; None, and a warning said once, where it cannot be done."""
         begin = time.perf_counter()
         try:
             why = reason_not_to_compile()
             if why:
                 raise CannotCompile(why)
-            built = compile_flat(self.fn, flat, spec)
+            built = compile_flat(self.fn, flat, spec, axes)
         except Exception as error:
             if self.plan.compile is True:
                 raise RuntimeError(
@@ -144,8 +148,18 @@ def prepare(fn: Callable[..., Any], flat: list[Tensor], spec: Any) -> Prepared:
     return Prepared(traced, flat, cost, modules.key_of(traced, flat) if on_cpu else "")
 
 
-def compile_flat(fn: Callable[..., Any], flat: list[Tensor], spec: Any) -> Built:
-    """Compile ``fn`` for tensors like ``flat``, or find it compiled."""
+def compile_flat(fn: Callable[..., Any], flat: list[Tensor], spec: Any, axes: list[int | None]) -> Built:
+    """Compile ``fn`` for tensors like ``flat``, or find it compiled: on a CPU by our own means, where these do."""
+    try:
+        with torch.no_grad():
+            return Built(*native(fn, flat, spec, axes))
+    except Unsupported as why:
+        LOG.debug("inductor compiles %s: %s", getattr(fn, "__name__", "a kernel"), why)
+    return by_inductor(fn, flat, spec)
+
+
+def by_inductor(fn: Callable[..., Any], flat: list[Tensor], spec: Any) -> Built:
+    """Compile ``fn`` with inductor, or find what it made before."""
     job = prepare(fn, flat, spec)
     call = (modules.load(job.key) if job.key else None) or compile_graph(job)
     constants = job.traced.constants

@@ -7,6 +7,8 @@ costs a few microseconds beside the kernel itself, and a register is freed at it
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -45,9 +47,10 @@ class Recorder(TorchDispatchMode):
 
     active: Recorder | None = None
 
-    def __init__(self, inputs: list[Tensor]) -> None:
-        """The inputs, distinct objects, are the first registers."""
+    def __init__(self, inputs: list[Tensor], simpler: dict[Any, Callable[..., Any]] | None = None) -> None:
+        """The inputs, distinct objects, are the first registers; ``simpler`` decomposes operations."""
         super().__init__()
+        self.simpler = simpler or {}
         self.registers: Any = WeakIdKeyDictionary()
         self.like: list[tuple[torch.Size, torch.dtype]] = []
         self.captured: dict[int, Tensor] = {}
@@ -80,6 +83,12 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if self.quiet:
             return func(*args, **kwargs)
+        if func in self.simpler:
+            with note(self):
+                return self.simpler[func](*args, **kwargs)
+        if self.simpler and is_composed(func):  # inside one of them
+            with note(self):
+                return func.decompose(*args, **kwargs)
         args_of, kwargs_of = self.symbols(args), self.symbols(kwargs)
         out = func(*args, **kwargs)
         leaves = [out] if isinstance(out, Tensor) else tree.leaves(out)
@@ -119,6 +128,22 @@ class Recorder(TorchDispatchMode):
         outputs = [self.registers[leaf] for leaf in leaves]
         instructions = list(freed(self.instructions, {*outputs, NOTHING}))
         return Program(instructions, self.inputs, len(self.like), outputs, spec)
+
+
+@functools.cache
+def is_composed(func: Any) -> bool:
+    """Whether torch itself defines an operation by others, for every device."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+
+
+@contextlib.contextmanager
+def note(recorder: Recorder) -> Iterator[None]:
+    """Inside an operation that is being recorded: record what it does."""
+    TorchDispatchMode.__enter__(recorder)
+    try:
+        yield
+    finally:
+        TorchDispatchMode.__exit__(recorder, None, None, None)
 
 
 def freed(found: list[Instruction], kept: set[int]) -> Iterator[Instruction]:

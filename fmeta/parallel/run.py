@@ -26,6 +26,7 @@ from fmeta.parallel.inspect import Found, inspect
 from fmeta.parallel.kernels import Kernel, warn_once
 from fmeta.parallel.mesh import Share, ranks_of
 from fmeta.parallel.mode import Mode, out_of_memory, reseeded, surroundings
+from fmeta.parallel.native.axis import Axes
 from fmeta.parallel.precision import lowered
 from fmeta.parallel.program import Recorder
 from fmeta.parallel.reference import autograd_curve, autograd_engine, nested_engine
@@ -60,9 +61,9 @@ class Runner:
         wanted = compiled and plan.randomness == "error"
         return Replay(fn, wanted, partial(replaying, call, plan.precision), graphed)
 
-    def kernel(self, name: str, fn: Callable[..., Any]) -> Kernel:
-        """A compiled form of a function of tensors."""
-        return self.kernels.setdefault(name, Kernel(name, fn, self.plan))
+    def kernel(self, name: str, fn: Callable[..., Any], axes: Axes | None = None) -> Kernel:
+        """A compiled form of a function of tensors, whose arguments have the tasks in these dimensions."""
+        return self.kernels.setdefault(name, Kernel(name, fn, self.plan, axes))
 
     def look(self, call: str, meta: Tree, tasks: Task, training: bool) -> Mode:
         """Inspect the loss once for every combination of shapes, and decide how to run."""
@@ -88,7 +89,7 @@ class Runner:
         steps = Steps(loop, self.traits or Traits(), self.plan.randomness)
         if not compiled:
             return steps
-        return SimpleNamespace(**{name: self.kernel(name, getattr(steps, name)) for name in KERNELS})
+        return SimpleNamespace(**{name: self.kernel(name, getattr(steps, name), axes) for name, axes in KERNELS.items()})
 
     def engine(self, loop: InnerLoop, mode: Mode) -> MetaGradient:
         """The meta-gradient of one chunk."""
@@ -99,10 +100,10 @@ class Runner:
         # a caller's own torch.compile the definition runs: the same numbers, compiled by the caller.
         if plan.engine == "nested" or torch.compiler.is_compiling():
             engine = nested_engine(loop, plan.randomness)
-            return self.kernel("nested", engine) if mode.compiled else engine
+            return self.kernel("nested", engine, (None, 0)) if mode.compiled else engine
         traits, merged = self.traits or Traits(), mode.merges(loop)
         engine = adjoint_engine(loop, self.steps(loop, mode.compiled and not merged), traits, plan.remat)
-        return self.kernel("whole", engine) if merged else engine
+        return self.kernel("whole", engine, (None, 0)) if merged else engine
 
     def evaluator(self, at: tuple[int, ...], loop: InnerLoop, mode: Mode) -> Callable[[Tree, Task], Metrics]:
         """Metrics of one chunk after each number of updates."""

@@ -33,20 +33,20 @@ class Carry(NamedTuple):
     state: Tree
 
 
-KERNELS = (
-    "first",
-    "step",
-    "query",
-    "direct",
-    "back",
-    "back_first",
-    "back_cheap",
-    "back_first_cheap",
-    "back_start",
-    "measure",
-    "measure_start",
-)
-"""The methods of ``Steps`` that an engine calls, each a kernel where compiled."""
+KERNELS: dict[str, tuple[int | None, ...]] = {
+    "first": (None, 0, None),
+    "step": (0, None, 0, None),
+    "query": (0, None, 0),
+    "direct": (None, 0),
+    "back": (0, 0, None, 0, None),
+    "back_first": (0, None, 0, None),
+    "back_cheap": (0, 0, None, 0, None),
+    "back_first_cheap": (0, None, 0, None),
+    "back_start": (0, None, 0),
+    "measure": (0, None, 0),
+    "measure_start": (None, 0),
+}
+"""The methods of ``Steps`` that an engine calls, each a kernel where compiled; and where arguments have the tasks."""
 
 
 def count(data: Tree) -> int:

@@ -27,7 +27,12 @@ class Traced(NamedTuple):
     constants: list[Tensor]
 
 
-def trace(fn: Callable[..., Any], flat: list[Tensor], spec: Any) -> Traced:
+def trace(
+    fn: Callable[..., Any],
+    flat: list[Tensor],
+    spec: Any,
+    simpler: dict[Any, Callable[..., Any]] | None = None,
+) -> Traced:
     """Record ``fn`` on tensors like ``flat``.
 
     Captured tensors (buffers, a user's rate tensor) become inputs, so that they stay references and a
@@ -35,7 +40,7 @@ def trace(fn: Callable[..., Any], flat: list[Tensor], spec: Any) -> Traced:
     """
     # A recorder takes two inputs that are one object for a single register, so every example is a copy.
     examples = [own_copy(x) for x in flat]
-    with torch.no_grad(), Recorder(examples) as recorder, differentiable():
+    with torch.no_grad(), Recorder(examples, simpler) as recorder, differentiable():
         result = fn(*tree.unflatten(examples, spec))
     leaves, out_spec = tree.flatten(result)
     constants = dict(recorder.captured)

@@ -1,0 +1,175 @@
+"""From a function to a kernel in a library: generated, compiled once, found on disk by later processes."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fmeta.parallel import store
+from fmeta.parallel.cost import Cost
+from fmeta.parallel.native import arithmetic, convolutions, pooling, products, views
+from fmeta.parallel.native.axis import one_task
+from fmeta.parallel.native.emit import Emitter
+from fmeta.parallel.native.ir import NAMES, Buffer, Unsupported, View
+from fmeta.parallel.native.lower import Lowering
+from fmeta.parallel.native.schedule import BYTES, Plan
+
+RULES: dict[str, Any] = {
+    **views.RULES,
+    **arithmetic.RULES,
+    **products.RULES,
+    **convolutions.RULES,
+    **pooling.RULES,
+}
+FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-w")
+HERE = pathlib.Path(__file__).parent
+
+
+class Native(NamedTuple):
+    """A compiled function of a flat list of tensors, and what a call costs; see ``fmeta.parallel.cost.Cost``."""
+
+    run: Callable[[list[Tensor]], list[Tensor]]
+    out_spec: Any
+    cost: Cost
+
+
+def native(fn: Callable[..., Any], flat: list[Tensor], spec: Any, axes: list[int | None]) -> Native:
+    """Compile ``fn`` for tensors like ``flat`` and any number of tasks; raises ``Unsupported``."""
+    if any(x.device.type != "cpu" for x in flat):
+        raise Unsupported("not on a CPU")
+    if compiler() is None:
+        raise Unsupported("no C++ compiler")
+    tasks = next((x.shape[axis] for x, axis in zip(flat, axes, strict=True) if axis is not None), None)
+    if tasks is not None and 2 * tasks < torch.get_num_threads():
+        raise Unsupported("too few tasks for this many threads")
+    graph = one_task(fn, flat, spec, axes)
+    low = Lowering(graph, RULES).run()
+    emitter = Emitter(low)
+    run = caller(library(emitter.text()), low, graph.constants)
+    return Native(run, graph.out_spec, cost_of(low, emitter.plan, tasks or 1))
+
+
+def cost_of(low: Lowering, plan: Plan, tasks: int) -> Cost:
+    """The cost of a call with so many tasks."""
+    sizes = [(b, b.size * BYTES[NAMES[b.dtype]] * (tasks if b.scope == "task" else 1)) for b in [*low.arguments, *(b for b, _ in low.results)]]
+    out = sum(size for _, size in sizes[len(low.arguments) :])
+    scratch = plan.shared_bytes + plan.persist_bytes * tasks
+    each = torch.get_num_threads() * (plan.task_bytes + plan.partial_bytes)
+    flops = low.flops["shared"] + tasks * low.flops["task"]
+    return Cost(flops, sum(size for _, size in sizes), out + scratch + each)
+
+
+@functools.cache
+def compiler() -> str | None:
+    """The C++ compiler, ``$CXX`` or the first that is found."""
+    names = [os.environ.get("CXX"), "g++", "clang++", "c++"]
+    return next((found for name in names if name and (found := shutil.which(name))), None)
+
+
+def machine_flags() -> tuple[str, ...]:
+    """What depends on the processor and the system."""
+    native_to = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
+    return (native_to,) if platform.system() == "Darwin" else (native_to, "-fopenmp")
+
+
+@functools.cache
+def library(text: str) -> Any:
+    """The kernel of a text."""
+    header = (HERE / "runtime.h").read_text()
+    command = [str(compiler()), *FLAGS, *machine_flags()]
+    key = hashlib.sha256(
+        "\0".join([text, header, *command, processor(), torch.__version__]).encode()
+    ).hexdigest()[:32]
+    path = store.cache_folder() / "native" / f"{key}.so"
+    if not path.exists():
+        build(text, command, path)
+    kernel = ctypes.CDLL(str(path)).kernel
+    kernel.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]
+    kernel.restype = ctypes.c_int
+    return kernel
+
+
+@functools.cache
+def processor() -> str:
+    """What ``-march=native`` means here."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        return next((x for x in lines if x.startswith(("flags", "Features"))), "") + platform.machine()
+    except OSError:
+        return platform.machine() + platform.processor()
+
+
+def build(text: str, command: list[str], path: pathlib.Path) -> None:
+    """Compile into the cache; another process may do the same at the same time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        source, made = pathlib.Path(folder) / "kernel.cpp", pathlib.Path(folder) / "kernel.so"
+        source.write_text(text)
+        done = subprocess.run(
+            [*command, f"-I{HERE}", str(source), "-o", str(made)], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            keep = os.environ.get("FMETA_KEEP_SOURCES")
+            if keep:
+                shutil.copy(source, keep)
+            raise Unsupported(f"the C++ compiler failed: {done.stderr.strip().splitlines()[:1]}")
+        if os.environ.get("FMETA_KEEP_SOURCES"):
+            shutil.copy(source, path.with_suffix(".cpp"))
+        made.replace(path)
+
+
+class Result(NamedTuple):
+    """How to make room for a result."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]  # of one task
+    axis: int | None
+
+
+def caller(kernel: Any, low: Lowering, constants: list[Tensor]) -> Any:
+    """A function of a list of tensors around a kernel."""
+    pairs = zip(low.results, low.graph.outputs, strict=True)
+    rooms = [Result(b.dtype, op.shape, op.axis) for (b, _), op in pairs]
+    moved = [(i, op.axis) for i, op in enumerate(low.graph.inputs) if op.axis]
+    with_tasks = [(i, op.shape[op.axis]) for i, op in enumerate(low.graph.inputs) if op.axis is not None]
+    pointers = ctypes.c_void_p * (len(low.graph.inputs) + len(rooms))
+
+    def run(inputs: list[Tensor]) -> list[Tensor]:
+        inputs = [*inputs, *(x.contiguous() for x in constants)]
+        for i, axis in moved:
+            inputs[i] = inputs[i].movedim(axis, 0).contiguous()
+        tasks = 1
+        if with_tasks:  # tasks are outermost by now
+            i, size = with_tasks[0]
+            tasks = inputs[i].shape[0] // size
+        outs = [room(r, tasks) for r in rooms]
+        bad = kernel(
+            pointers(*[x.data_ptr() for x in inputs], *[x.data_ptr() for x in outs]),
+            tasks,
+            torch.get_num_threads(),
+        )
+        if bad:
+            raise IndexError("an index is out of range")
+        return [x.movedim(0, r.axis) if r.axis else x for x, r in zip(outs, rooms, strict=True)]
+
+    return run
+
+
+def room(r: Result, tasks: int) -> Tensor:
+    """Memory for a result, tasks first."""
+    if r.axis is None:
+        return torch.empty(r.shape, dtype=r.dtype)
+    rest = (*r.shape[: r.axis], *r.shape[r.axis + 1 :])
+    return torch.empty((tasks * r.shape[r.axis], *rest), dtype=r.dtype)

@@ -1,0 +1,170 @@
+"""C++ for scheduled statements."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from fmeta.parallel.native.ir import NAMES, Address, Buffer, Call, Const, Indirect, Map, View
+from fmeta.parallel.native.loops import Text, loop_text
+from fmeta.parallel.native.lower import FIRST, Lowering
+from fmeta.parallel.native.schedule import Loop, Section, plan
+
+HEAD = '#include "runtime.h"\n'
+COMBINE = {
+    "sum": "a + b", "prod": "a * b", "all": "(a && b)", "any": "(a || b)", "max": "fm_max(a, b)", "min": "fm_min(a, b)",
+}  # fmt: skip
+__all__ = ["Address", "Const", "Indirect", "Map", "View"]
+
+
+class Emitter:
+    """Writes one kernel: ``int kernel(void** p, int64_t T, int threads)``, which returns 1 for an index out of range."""
+
+    def __init__(self, low: Lowering) -> None:
+        """Arguments are the inputs, then the results."""
+        self.low, self.plan = low, plan(low)
+        self.tables: dict[tuple[int, ...], str] = {}
+        self.body = Text()
+
+    def text(self) -> str:
+        """The whole file."""
+        out, p = self.body, self.plan
+        out('extern "C" int kernel(void** p, int64_t T, int threads) {')
+        out("int bad = 0; (void)bad;")
+        if p.shared_bytes:
+            out(f"char* const shared = fm_scratch({p.shared_bytes}, 0);")
+        if p.persist_bytes:
+            out(f"char* const persist = (char*)std::aligned_alloc(64, (size_t)T * {p.persist_bytes});")
+        for section in p.sections:
+            if section.scope == "shared":
+                self.shared(section)
+            else:
+                self.tasks(section)
+        if p.persist_bytes:
+            out("std::free(persist);")
+        out("return bad;")
+        out("}")
+        tables = "".join(
+            f"static const int {name}[] = {{{', '.join(map(str, numbers))}}};\n"
+            for numbers, name in self.tables.items()
+        )
+        return HEAD + tables + out.whole()
+
+    def shared(self, section: Section) -> None:
+        """What is computed once."""
+        if section.loops:
+            self.body("{")
+            self.pointers(section)
+            for loop in section.loops:
+                self.loop(loop, wide=True)
+            self.body("}")
+
+    def tasks(self, section: Section) -> None:
+        """What is computed for every task, and the sums over them."""
+        if not section.loops:
+            return
+        out, p = self.body, self.plan
+        totals = [t for t in p.totals if t.partial.level == section.level]
+        if totals:
+            out(
+                f"char* const parts{section.level} = (char*)std::aligned_alloc(64, (size_t)threads * {p.partial_bytes});"
+            )
+            out("int used = 1;")
+        out("#pragma omp parallel num_threads(threads) if(threads > 1) reduction(|:bad)")
+        out("{")
+        out(
+            "#ifdef _OPENMP\nconst int n = omp_get_num_threads(), me = omp_get_thread_num();\n#else\nconst int n = 1, me = 0;\n#endif"
+        )
+        if p.task_bytes:
+            out(f"char* const own = fm_scratch({p.task_bytes}, 1);")
+        if totals:
+            out(f"char* const part = parts{section.level} + (size_t)me * {p.partial_bytes};")
+            out("if (me == 0) used = n;")
+            for t in totals:
+                out(
+                    f"for (int64_t i = 0; i < {t.partial.size}; i++) (({NAMES[t.partial.dtype]}*)(part + {p.places[t.partial]}))[i] = {literal(FIRST[t.kind])};"
+                )
+        out("for (int64_t t = T * me / n; t < T * (me + 1) / n; t++) {")
+        self.pointers(section)
+        for loop in section.loops:
+            self.loop(loop, wide=False)
+        out("}")
+        out("}")
+        for t in totals:
+            name = NAMES[t.whole.dtype]
+            out("{")
+            out(f"{name}* const w = {self.pointer(t.whole)};")
+            first = f"(({name}*)(parts{section.level} + {p.places[t.partial]}))[i]"
+            out(f"for (int64_t i = 0; i < {t.whole.size}; i++) w[i] = {first};")
+            other = f"(({name}*)(parts{section.level} + (size_t)k * {p.partial_bytes} + {p.places[t.partial]}))[i]"
+            out(
+                f"for (int k = 1; k < used; k++) for (int64_t i = 0; i < {t.whole.size}; i++) {{ const {name} a = w[i], b = {other}; w[i] = {COMBINE[t.kind]}; }}"
+            )
+            out("}")
+        if totals:
+            out(f"std::free(parts{section.level});")
+
+    def pointers(self, section: Section) -> None:
+        """The memory of every buffer that a section touches."""
+        for b in used(section):
+            name = NAMES[b.dtype]
+            if self.in_memory(b, section):
+                self.body(f"{name}* const {self.name(b)} = {self.pointer(b)};")
+
+    def in_memory(self, b: Buffer, section: Section) -> bool:
+        """Whether a buffer is ever stored."""
+        return b.place != "scratch" or b in self.plan.places
+
+    def pointer(self, b: Buffer) -> str:
+        """C++ for the address of a buffer."""
+        name, at = NAMES[b.dtype], self.plan.places.get(b, 0)
+        if b.place == "argument":
+            base = f"({name}*)p[{self.index(b)}]"
+            return f"{base} + t * {b.size}" if b.scope == "task" else base
+        if b.place == "partial":
+            return f"({name}*)(part + {at})"
+        if b.place == "persist":
+            return f"({name}*)(persist + t * {self.plan.persist_bytes} + {at})"
+        return f"({name}*)({'own' if b.scope == 'task' else 'shared'} + {at})"
+
+    def index(self, b: Buffer) -> int:
+        """The number of an argument of the kernel."""
+        if b in self.low.arguments:
+            return self.low.arguments.index(b)
+        return len(self.low.arguments) + [r for r, _ in self.low.results].index(b)
+
+    def name(self, b: Buffer) -> str:
+        """The name of a buffer."""
+        return self.body.name(b)
+
+    def loop(self, loop: Loop, wide: bool) -> None:
+        """A loop, or a call."""
+        first = loop.statements[0]
+        if isinstance(first, Call):
+            self.body(self.call(first))
+        else:
+            loop_text(self.body, loop, wide)
+
+    def call(self, call: Call) -> str:
+        """A call of a template."""
+        code = call.code
+        for key, view in (("{out}", call.outs[0]), ("{a}", call.ins[0]), ("{b}", call.ins[1])):
+            code = code.replace(key, f"({self.name(view.buffer)} + {view.offset})")
+        for i, numbers in enumerate(call.tables):
+            code = code.replace(f"{{t{i}}}", self.tables.setdefault(numbers, f"t{len(self.tables)}"))
+        return code
+
+
+def used(section: Section) -> Iterator[Buffer]:
+    """Buffers that a section touches, each once."""
+    yield from dict.fromkeys(
+        b for loop in section.loops for s in loop.statements for b in (*s.reads(), *s.writes())
+    )
+
+
+def literal(value: Any) -> str:
+    """A number in C++."""
+    if isinstance(value, float) and math.isinf(value):
+        return "-INFINITY" if value < 0 else "INFINITY"
+    return {True: "1", False: "0"}[value] if isinstance(value, bool) else repr(value)

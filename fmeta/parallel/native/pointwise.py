@@ -1,0 +1,85 @@
+"""Operations on one number at a time, as C++."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+aten = torch.ops.aten
+
+
+class Rule(NamedTuple):
+    """``{0}``, ``{1}`` stand for operands, which are first cast to the type of the computation ``as_``.
+
+    ``result``: the type of the result; ``operands``: what the operands promote to; ``bool``.
+    """
+
+    code: str
+    as_: str = "result"
+
+
+def both(symbol: str) -> Rule:
+    """An operator between two numbers."""
+    return Rule(f"({{0}} {symbol} {{1}})")
+
+
+def compares(symbol: str) -> Rule:
+    """A comparison."""
+    return Rule(f"({{0}} {symbol} {{1}})", "operands")
+
+
+def function(name: str, count: int = 1) -> Rule:
+    """A function of ``runtime.h`` or the standard library."""
+    return Rule(f"{name}({', '.join(f'{{{i}}}' for i in range(count))})")
+
+
+RULES: dict[Any, Rule] = {
+    "mul": both("*"), "div": both("/"), "maximum": function("fm_max", 2), "minimum": function("fm_min", 2),
+    "pow": function("fm_pow", 2), "atan2": function("std::atan2", 2), "remainder": function("fm_mod", 2),
+    "floor_divide": function("fm_floordiv", 2), "fmod": function("std::fmod", 2),
+    "eq": compares("=="), "ne": compares("!="), "lt": compares("<"), "le": compares("<="), "gt": compares(">"),
+    "ge": compares(">="),
+    "bitwise_and": both("&"), "bitwise_or": both("|"), "bitwise_xor": both("^"),
+    "logical_and": Rule("({0} && {1})", "bool"), "logical_or": Rule("({0} || {1})", "bool"),
+    "logical_xor": Rule("({0} != {1})", "bool"),
+    "logical_not": Rule("(!{0})", "bool"),
+    "neg": Rule("(-{0})"), "abs": function("fm_abs"), "exp": function("fm_exp"), "expm1": function("std::expm1"),
+    "log": function("fm_log"), "log1p": function("std::log1p"), "log2": function("std::log2"),
+    "sqrt": function("std::sqrt"), "rsqrt": Rule("(1 / std::sqrt({0}))"), "reciprocal": Rule("(1 / {0})"),
+    "sin": function("std::sin"), "cos": function("std::cos"), "tan": function("std::tan"),
+    "asin": function("std::asin"), "acos": function("std::acos"), "atan": function("std::atan"),
+    "sinh": function("std::sinh"), "cosh": function("std::cosh"),
+    "tanh": function("fm_tanh"), "sigmoid": function("fm_sigmoid"), "erf": function("fm_erf"),
+    "floor": function("std::floor"), "ceil": function("std::ceil"), "round": function("std::nearbyint"),
+    "trunc": function("std::trunc"), "sign": function("fm_sign"), "sgn": function("fm_sign"),
+    "relu": Rule("({0} < 0 ? 0 : {0})"), "silu": Rule("({0} * fm_sigmoid({0}))"),
+    "isnan": Rule("({0} != {0})", "operands"), "isinf": Rule("(fm_abs({0}) == INFINITY)", "operands"),
+    "threshold_backward": Rule("({1} <= {2} ? 0 : {0})"),
+    "tanh_backward": Rule("({0} * (1 - {1} * {1}))"), "sigmoid_backward": Rule("({0} * ({1} * (1 - {1})))"),
+    "leaky_relu": Rule("({0} > 0 ? {0} : {0} * {1})"),
+    "leaky_relu_backward": Rule("({1} > 0 ? {0} : {0} * {2})"),
+    "clamp_min": function("fm_max", 2), "clamp_max": function("fm_min", 2), "square": Rule("({0} * {0})"),
+}  # fmt: skip
+"""By the name of the operation, whatever its overload."""
+
+GELU = "({0} * (decltype({0})(0.5) * (1 + fm_erf({0} * decltype({0})(0.70710678118654752440)))))"
+GELU_SLOPE = (
+    "({0} * (decltype({0})(0.5) * (1 + fm_erf({1} * decltype({0})(0.70710678118654752440)))"
+    " + {1} * (fm_exp({1} * {1} * decltype({0})(-0.5)) * decltype({0})(0.39894228040143267794))))"
+)
+INNER = "(decltype({0})(0.79788456080286535588) * ({0} + decltype({0})(0.044715) * {0} * {0} * {0}))"
+GELU_TANH = f"({{0}} * (decltype({{0}})(0.5) * (1 + fm_tanh{INNER})))"
+
+
+def promoted(dtypes: list[torch.dtype]) -> torch.dtype:
+    """What operands are compared as."""
+    found = dtypes[0]
+    for other in dtypes[1:]:
+        found = torch.promote_types(found, other)
+    return found
+
+
+def spelled(op: Any) -> str:
+    """``aten.mul.Tensor`` -> ``mul``."""
+    return op._schema.name.removeprefix("aten::") if isinstance(op, torch._ops.OpOverload) else ""

@@ -1,0 +1,236 @@
+"""The order of statements: those that visit the same indices share a loop; and where their results are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from fmeta.parallel.native import shapes
+from fmeta.parallel.native.ir import (
+    NAMES,
+    Address,
+    Buffer,
+    Call,
+    Indirect,
+    Map,
+    Scope,
+    Statement,
+    Total,
+    View,
+)
+from fmeta.parallel.native.lower import Lowering
+
+MOST = 48
+"""Statements in a loop."""
+BYTES = {"float": 4, "double": 8, "int64_t": 8, "int32_t": 4, "bool": 1}
+
+
+@dataclass(eq=False)
+class Loop:
+    """Statements on the same indices, or a single one of another kind."""
+
+    statements: list[Statement]
+    shape: tuple[int, ...] | None
+    """None for one that nothing joins."""
+    stored: set[Buffer] = field(default_factory=set)
+
+
+class Section(NamedTuple):
+    """What is done once for all tasks, or for each, before or in the tasks' loop of a number."""
+
+    scope: Scope
+    level: int
+    loops: list[Loop]
+
+
+class Plan(NamedTuple):
+    """Sections in order, and bytes and places of memory."""
+
+    sections: list[Section]
+    places: dict[Buffer, int]
+    shared_bytes: int
+    task_bytes: int
+    persist_bytes: int
+    partial_bytes: int
+    totals: list[Total]
+
+
+def plan(low: Lowering) -> Plan:
+    """Everything about a lowered graph but its text."""
+    live = needed(low)
+    top = max((s.writes()[0].level for s in live), default=0)
+    sections = []
+    for level in range(top + 1):
+        for scope in ("shared", "task"):
+            mine = [s for s in live if (s.writes()[0].scope, s.writes()[0].level) == (scope, level)]
+            sections.append(Section(scope, level, joined(mine)))  # type: ignore[arg-type]
+    keep(sections)
+    used = {b for s in live for b in (*s.reads(), *s.writes())}
+    totals = [t for t in low.totals if t.partial in used]
+    places: dict[Buffer, int] = {}
+    sizes = [
+        laid((b for b in ordered(live) if b.place == "scratch" and b.scope == "shared"), places),
+        packed(sections, places),
+        laid((b for b in ordered(live) if b.place == "persist"), places),
+        laid((t.partial for t in totals), places),
+    ]
+    shared = laid(
+        (t.whole for t in totals if t.whole.place == "scratch" and t.whole not in places), places, sizes[0]
+    )
+    return Plan(sections, places, shared, *sizes[1:], totals)
+
+
+def ordered(statements: list[Statement]) -> list[Buffer]:
+    """Buffers written, each once."""
+    return list(dict.fromkeys(b for s in statements for b in s.writes()))
+
+
+def needed(low: Lowering) -> list[Statement]:
+    """Statements that results depend on."""
+    wanted = {b for b, _ in low.results}
+    whole = {t.partial: t.whole for t in low.totals}
+    found = []
+    for s in reversed(low.statements):
+        if any(b in wanted or whole.get(b) in wanted for b in s.writes()):
+            wanted.update(s.reads())
+            found.append(s)
+    return found[::-1]
+
+
+def joined(statements: list[Statement]) -> list[Loop]:
+    """Put every statement into the first loop where it may be."""
+    loops: list[Loop] = []
+    wrote: dict[Buffer, int] = {}
+    read: dict[Buffer, int] = {}
+    by: dict[Buffer, Map] = {}
+    for s in statements:
+        first = 0
+        alone = (
+            isinstance(s, Call) or s.scatter is not None or (not s.fresh and s.kind == "store") or s.turns()
+        )
+        for b in s.reads():
+            if b in wrote:
+                here = loops[wrote[b]]
+                direct = not alone and here.shape == s.shape and in_step(s, b, by.get(b))  # type: ignore[union-attr]
+                first = max(first, wrote[b] + (not direct))
+        for b in s.writes():
+            first = max(first, wrote.get(b, -1) + 1, read.get(b, -1) + 1)
+        at = len(loops)
+        if not alone:
+            fits = (
+                i
+                for i in range(first, len(loops))
+                if loops[i].shape == s.shape and len(loops[i].statements) < MOST
+            )  # type: ignore[union-attr]
+            at = next(fits, len(loops))
+        if at == len(loops):
+            loops.append(Loop([], None if alone else s.shape))  # type: ignore[union-attr]
+        loops[at].statements.append(s)
+        for b in s.reads():
+            read[b] = max(read.get(b, -1), at)
+        for b in s.writes():
+            by.pop(b, None)
+            if b not in wrote and isinstance(s, Map) and not alone and s.kind == "store":
+                by[b] = s
+            wrote[b] = at
+    return loops
+
+
+def in_step(s: Map, buffer: Buffer, source: Map | None) -> bool:
+    """Whether a statement reads just the number that another one writes at the same index."""
+    if source is None:
+        return False
+    for x in s.operands:
+        view = x.view if isinstance(x, (Indirect, Address)) else x
+        if isinstance(view, View) and view.buffer is buffer:
+            if (
+                isinstance(x, (Indirect, Address))
+                or not shapes.same(view, source.out)
+                or view.shape != s.shape
+            ):
+                return False
+    return True
+
+
+def keep(sections: list[Section]) -> None:
+    """Note which results must be in memory: those that another loop reads."""
+    homes: dict[Buffer, Loop] = {}
+    for section in sections:
+        for loop in section.loops:
+            for s in loop.statements:
+                for b in s.writes():
+                    if (
+                        b in homes
+                        or b.place != "scratch"
+                        or loop.shape is None
+                        or isinstance(s, Call)
+                        or s.kind != "store"
+                    ):
+                        (homes.get(b) or loop).stored.add(b)
+                        loop.stored.add(b)
+                    homes.setdefault(b, loop)
+    for section in sections:
+        for loop in section.loops:
+            for s in loop.statements:
+                for b in s.reads():
+                    if b in homes and homes[b] is not loop:
+                        homes[b].stored.add(b)
+
+
+def bytes_of(b: Buffer) -> int:
+    """Memory of a buffer, in whole cache lines and one vector more."""
+    return (b.size * BYTES[NAMES[b.dtype]] + 127) // 64 * 64
+
+
+def laid(buffers: Iterator[Buffer], places: dict[Buffer, int], start: int = 0) -> int:
+    """One after the other."""
+    for b in buffers:
+        places[b] = start
+        start += bytes_of(b)
+    return start
+
+
+def packed(sections: list[Section], places: dict[Buffer, int]) -> int:
+    """Numbers of a task: memory is used again after its last reader. Returns the bytes."""
+    top = 0
+    for section in sections:
+        if section.scope != "task":
+            continue
+        ends: dict[Buffer, int] = {}
+        for i, loop in enumerate(section.loops):
+            for s in loop.statements:
+                ends.update(dict.fromkeys((*s.reads(), *s.writes()), i))
+        free: list[tuple[int, int]] = [(0, 1 << 60)]
+        alive: dict[Buffer, int] = {}
+        for i, loop in enumerate(section.loops):
+            for b in ordered(loop.statements):
+                if b in loop.stored and b.place == "scratch" and b.scope == "task" and b not in places:
+                    places[b] = taken(free, bytes_of(b))
+                    alive[b] = bytes_of(b)
+                    top = max(top, places[b] + bytes_of(b))
+            for b in [b for b in alive if ends[b] <= i]:
+                given_back(free, places[b], alive.pop(b))
+    return top
+
+
+def taken(free: list[tuple[int, int]], size: int) -> int:
+    """The first free place of a size."""
+    for i, (at, room) in enumerate(free):
+        if room >= size:
+            free[i : i + 1] = [(at + size, room - size)] if room > size else []
+            return at
+    raise AssertionError("the last place is endless")
+
+
+def given_back(free: list[tuple[int, int]], at: int, size: int) -> None:
+    """A place is free again; neighbours are joined."""
+    free.append((at, size))
+    free.sort()
+    joined_up: list[tuple[int, int]] = []
+    for begin, room in free:
+        if joined_up and joined_up[-1][0] + joined_up[-1][1] == begin:
+            joined_up[-1] = (joined_up[-1][0], joined_up[-1][1] + room)
+        else:
+            joined_up.append((begin, room))
+    free[:] = joined_up
