@@ -130,7 +130,7 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
         return attempt(self, make, loop, mode, meta, chunk)
 
     monkeypatch.setattr(running.Runner, "attempt", noted)
-    monkeypatch.setattr(running.Runner, "kernel", lambda self, name, fn: fn)
+    monkeypatch.setattr(running.Runner, "kernel", lambda self, name, fn, axes=None: fn)
     monkeypatch.setattr(tune, "WORTH_IT", 0.0)
     monkeypatch.setattr(tune, "known", {})
     monkeypatch.setenv("FMETA_CACHE", str(tmp_path))

@@ -98,10 +98,10 @@ def power(exponent: Value) -> str:
         2: "({0} * {0})",
         3: "({0} * {0} * {0})",
         -1: "(1 / {0})",
-        0.5: "std::sqrt({0})",
-        -0.5: "(1 / std::sqrt({0}))",
+        0.5: "c_sqrt({0})",
+        -0.5: "(1 / c_sqrt({0}))",
     }
-    known |= {-2: "(1 / ({0} * {0}))", 4: "(({0} * {0}) * ({0} * {0}))", 1.5: "({0} * std::sqrt({0}))"}
+    known |= {-2: "(1 / ({0} * {0}))", 4: "(({0} * {0}) * ({0} * {0}))", 1.5: "({0} * c_sqrt({0}))"}
     if isinstance(exponent, Const) and not isinstance(exponent.value, str):
         return known.get(exponent.value, "")
     return ""
@@ -316,7 +316,8 @@ def indexed(low: Lowering, op: Op) -> Value:
     value, at = low.values[x], low.values[index]
     if isinstance(value, Const):
         return value._replace(shape=op.shape)
-    if x.axis == d or index.dtype == torch.bool or isinstance(at, Const):
+    within = low.relative.get(index) == x.shape[d] and x.axis == d
+    if (x.axis == d) != within or index.dtype == torch.bool or isinstance(at, Const):
         raise Unsupported("tasks by index")
     k = len(index.shape)
     over = View(at.buffer, op.shape, (*[0] * d, *at.strides, *[0] * (len(op.shape) - d - k)), at.offset)
@@ -365,11 +366,15 @@ def embedding_gradient(low: Lowering, op: Op) -> Value:
     """The derivative of ``embedding``: rows added where they came from."""
     ct, index, rows, skipped, by_count = op.args
     value, at = low.values[ct], low.values[index]
-    if skipped >= 0 or by_count or op.axis is not None or isinstance(value, Const) or isinstance(at, Const):
-        raise Unsupported("an embedding with padding, or of each task")
-    scope, level = low.place([value, at])
-    out, result = low.target("sum", op.shape, contiguous(op.shape), op.dtype, scope, level, scope == "task")
-    if scope != "task":
+    within = low.relative.get(index) == op.shape[0] and op.axis == 0
+    if skipped >= 0 or by_count or (op.axis is not None) != within or isinstance(at, Const):
+        raise Unsupported("an embedding with padding")
+    value = low.copied(value) if isinstance(value, Const) else value
+    scope, level = low.place([value, at], "task" if within else "shared")
+    tasks = scope == "task" and not within
+    out, result = low.target("sum", op.shape, contiguous(op.shape), op.dtype, scope, level, tasks)
+    rows = op.shape[0]
+    if not tasks:
         low.statements.append(Map(out, op.shape, "{0}", [Const(0, op.shape, op.dtype)]))
     over = View(at.buffer, ct.shape, (*at.strides, 0), at.offset)
     to = Indirect(

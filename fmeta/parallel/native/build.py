@@ -33,7 +33,7 @@ RULES: dict[str, Any] = {
     **convolutions.RULES,
     **pooling.RULES,
 }
-FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-w")
+FLAGS = ("-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic", "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-w")
 HERE = pathlib.Path(__file__).parent
 
 
@@ -87,18 +87,31 @@ def machine_flags() -> tuple[str, ...]:
 @functools.cache
 def library(text: str) -> Any:
     """The kernel of a text."""
-    header = (HERE / "runtime.h").read_text()
-    command = [str(compiler()), *FLAGS, *machine_flags()]
-    key = hashlib.sha256(
-        "\0".join([text, header, *command, processor(), torch.__version__]).encode()
-    ).hexdigest()[:32]
-    path = store.cache_folder() / "native" / f"{key}.so"
-    if not path.exists():
-        build(text, command, path)
+    calls = "product(" in text or "transpose(" in text
+    objects = [str(products_object(name)) for name in ("float", "double") if calls and name in text]
+    path = made("kernel.cpp", text, ".so", ["-shared", *objects])
     kernel = ctypes.CDLL(str(path)).kernel
     kernel.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]
     kernel.restype = ctypes.c_int
     return kernel
+
+
+@functools.cache
+def products_object(number: str) -> pathlib.Path:
+    """The products of ``products.cpp``, compiled once for a machine."""
+    text = (HERE / "products.cpp").read_text()
+    return made("products.cpp", f"#define FM_{number.upper()}\n{text}", ".o", ["-c"])
+
+
+def made(name: str, text: str, ending: str, how: list[str]) -> pathlib.Path:
+    """What a compiler makes of a text, from the cache where it is there."""
+    command = [str(compiler()), *FLAGS, *machine_flags()]
+    header = (HERE / "runtime.h").read_text()
+    told = "\0".join([text, header, *command, *how, processor(), torch.__version__])
+    path = store.cache_folder() / "native" / (hashlib.sha256(told.encode()).hexdigest()[:32] + ending)
+    if not path.exists():
+        build(name, text, [*command, f"-I{HERE}"], how, path)
+    return path
 
 
 @functools.cache
@@ -111,23 +124,19 @@ def processor() -> str:
         return platform.machine() + platform.processor()
 
 
-def build(text: str, command: list[str], path: pathlib.Path) -> None:
+def build(name: str, text: str, command: list[str], how: list[str], path: pathlib.Path) -> None:
     """Compile into the cache; another process may do the same at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        source, made = pathlib.Path(folder) / "kernel.cpp", pathlib.Path(folder) / "kernel.so"
+        source, result = pathlib.Path(folder) / name, pathlib.Path(folder) / "result"
         source.write_text(text)
-        done = subprocess.run(
-            [*command, f"-I{HERE}", str(source), "-o", str(made)], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            keep = os.environ.get("FMETA_KEEP_SOURCES")
-            if keep:
-                shutil.copy(source, keep)
-            raise Unsupported(f"the C++ compiler failed: {done.stderr.strip().splitlines()[:1]}")
         if os.environ.get("FMETA_KEEP_SOURCES"):
             shutil.copy(source, path.with_suffix(".cpp"))
-        made.replace(path)
+        line = [*command, str(source), *how, "-o", str(result)]
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise Unsupported(f"the C++ compiler failed: {done.stderr.strip().splitlines()[:1]}")
+        result.replace(path)
 
 
 class Result(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from fmeta.parallel.native import shapes
 from fmeta.parallel.native.arithmetic import cast
 from fmeta.parallel.native.axis import Op, Times
-from fmeta.parallel.native.ir import Const, Map, Unsupported, Value, View
+from fmeta.parallel.native.ir import Const, Grid, Map, Unsupported, Value, View
 from fmeta.parallel.native.lower import Lowering
 from fmeta.parallel.native.products import by_tables, shapes_zero
 from fmeta.parallel.native.views import pad
@@ -49,11 +49,9 @@ def last(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (h * w * c, 1, w * c, c)
 
 
-def grid(*sizes_and_steps: tuple[int, int]) -> tuple[int, ...]:
-    """Offsets of all points of a grid, row by row."""
-    sizes = [range(n) for n, _ in sizes_and_steps]
-    steps = [s for _, s in sizes_and_steps]
-    return tuple(sum(i * s for i, s in zip(point, steps, strict=True)) for point in itertools.product(*sizes))
+def grid(*sides: tuple[int, int]) -> Grid:
+    """Points of a grid by the sizes and steps of its sides."""
+    return Grid(0, sides)
 
 
 def padded(low: Lowering, x: View, s: Setting) -> View:
@@ -80,9 +78,9 @@ def known(low: Lowering, key: tuple[Any, ...], make: Any) -> Any:
     return low.known[key]
 
 
-def taps(s: Setting, kh: int, kw: int, row: int, c: int) -> tuple[int, ...]:
+def taps(s: Setting, kh: int, kw: int, row: int, c: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Where the kernel positions are from the first."""
-    return grid((kh, s.dilation[0] * row), (kw, s.dilation[1] * c))
+    return (kh, s.dilation[0] * row), (kw, s.dilation[1] * c)
 
 
 def output(low: Lowering, x: View, w: View, s: Setting, shape: tuple[int, ...]) -> View:
@@ -94,10 +92,10 @@ def output(low: Lowering, x: View, w: View, s: Setting, shape: tuple[int, ...]) 
     out = low.target("sum", shape, last(shape), x.dtype, *low.place([x, w]), False)[0]
     row = wp * all_c
     places = grid((n, hp * row), (oh, s.stride[0] * row), (ow, s.stride[1] * all_c))
-    tables = [places, grid((n * oh * ow, f)), taps(s, kh, kw, row, all_c), grid((kh * kw, c * f))]
+    tables = [places, grid((n * oh * ow, f)), grid(*taps(s, kh, kw, row, all_c)), grid((kh * kw, c * f))]
     for i in range(g):
         a, b, to = moved(x, i * c), moved(w, i * (f // g)), moved(out, i * (f // g))
-        low.statements.append(by_tables(a, b, to, n * oh * ow, f // g, c, 1, f, tables, False))
+        low.statements.append(by_tables(a, b, to, f // g, c, 1, f, tables, False))
     low.count(2 * n * oh * ow * f * c * kh * kw, [x, w])
     return out
 
@@ -117,8 +115,7 @@ def weight(low: Lowering, ct: View, x: View, s: Setting, shape: tuple[int, ...],
     strides = (1, f, kw * c * f, c * f)
     out, result = low.target("sum", shape, strides, x.dtype, scope, level, tasks)
     row = wp * all_c
-    steps = taps(s, kh, kw, row, all_c)
-    places = tuple(at + i for at in steps for i in range(c))
+    places = grid(*taps(s, kh, kw, row, all_c), (c, 1))
     tables = [
         places,
         grid((kh * kw * c, f)),
@@ -128,7 +125,7 @@ def weight(low: Lowering, ct: View, x: View, s: Setting, shape: tuple[int, ...],
     for i in range(g):
         a, b, to = moved(x, i * c), moved(ct, i * (f // g)), moved(out, i * (f // g))
         low.statements.append(
-            by_tables(a, b, to, kh * kw * c, f // g, ow, s.stride[1] * all_c, f, tables, tasks)
+            by_tables(a, b, to, f // g, ow, s.stride[1] * all_c, f, tables, tasks)
         )
     low.count(2 * n * oh * ow * f * c * kh * kw, [x, ct])
     return result
@@ -154,15 +151,9 @@ def image(low: Lowering, ct: View, w: View, s: Setting, shape: tuple[int, ...], 
         low.statements.append(Map(out, shape, "{0}", [Const(0.0, shape, ct.dtype)]))
     for r in itertools.product(range(min(kh, s.stride[0])), range(min(kw, s.stride[1]))):
         tables = meeting(r, s, shape, (kh, kw), (f, c), size, back)
-        if tables[0]:
-            for i in range(s.groups):
-                a, b, to = (
-                    moved(ct, i * (f // s.groups)),
-                    moved(w, i * (f // s.groups) * c),
-                    moved(out, i * c),
-                )
-                count = len(tables[0])
-                low.statements.append(by_tables(a, b, to, count, c, f // s.groups, 1, c, tables, tasks))
+        for i in range(s.groups if tables[0].points else 0):
+            a, b, to = moved(ct, i * (f // s.groups)), moved(w, i * (f // s.groups) * c), moved(out, i * c)
+            low.statements.append(by_tables(a, b, to, c, f // s.groups, 1, c, tables, tasks))
     low.count(2 * n * oh * ow * f * c * kh * kw, [ct, w])
     return result
 
@@ -170,20 +161,20 @@ def image(low: Lowering, ct: View, w: View, s: Setting, shape: tuple[int, ...], 
 def meeting(
     r: tuple[int, int], s: Setting, shape: tuple[int, ...], kernel: tuple[int, int], channels: tuple[int, int],
     size: tuple[int, ...], back: tuple[int, int],
-) -> list[tuple[int, ...]]:  # fmt: skip
+) -> list[Grid]:  # fmt: skip
     """The tables of one remainder."""
-    (n, all_c, h, w), (f, c) = shape, channels
+    (n, all_c, h, w), (f, c), (sh, sw), (kh, kw) = shape, channels, s.stride, kernel
     spans = []
     for rest, p, st, extent in zip(r, s.padding, s.stride, (h, w), strict=True):
         spans.append(range(max(0, math.ceil((p - rest) / st)), (extent + p - 1 - rest) // st + 1))
-    points = list(itertools.product(range(n), *spans))
-    rows = tuple(((i * size[0] + q + back[0]) * size[1] + t + back[1]) * f for i, q, t in points)
-    (sh, sw), (ph, pw) = s.stride, s.padding
-    to = tuple(((i * h + sh * q + r[0] - ph) * w + sw * t + r[1] - pw) * all_c for i, q, t in points)
-    steps = [range(rest, k, st) for rest, k, st in zip(r, kernel, s.stride, strict=True)]
-    found = [(i, j) for i in steps[0] for j in steps[1]]
-    ka = tuple(-((i // sh) * size[1] + j // sw) * f for i, j in found)
-    kb = tuple((i * kernel[1] + j) * f * c for i, j in found)
+    (q, t), (many, wide) = (span.start for span in spans), map(len, spans)
+    first = ((q + back[0]) * size[1] + t + back[1]) * f
+    rows = Grid(first, ((n, size[0] * size[1] * f), (many, size[1] * f), (wide, f)))
+    first = ((sh * q + r[0] - s.padding[0]) * w + sw * t + r[1] - s.padding[1]) * all_c
+    to = Grid(first, ((n, h * w * all_c), (many, sh * w * all_c), (wide, sw * all_c)))
+    down, right = len(range(r[0], kh, sh)), len(range(r[1], kw, sw))
+    ka = grid((down, -size[1] * f), (right, -f))
+    kb = Grid((r[0] * kw + r[1]) * f * c, ((down, sh * kw * f * c), (right, sw * f * c)))
     return [rows, to, ka, kb]
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from fmeta.parallel.native.ir import NAMES, Address, Buffer, Call, Const, Indirect, Map, View
+from fmeta.parallel.native.ir import NAMES, Buffer, Call, Grid
 from fmeta.parallel.native.loops import Text, loop_text
 from fmeta.parallel.native.lower import FIRST, Lowering
 from fmeta.parallel.native.schedule import Loop, Section, plan
@@ -15,7 +15,6 @@ HEAD = '#include "runtime.h"\n'
 COMBINE = {
     "sum": "a + b", "prod": "a * b", "all": "(a && b)", "any": "(a || b)", "max": "fm_max(a, b)", "min": "fm_min(a, b)",
 }  # fmt: skip
-__all__ = ["Address", "Const", "Indirect", "Map", "View"]
 
 
 class Emitter:
@@ -24,7 +23,7 @@ class Emitter:
     def __init__(self, low: Lowering) -> None:
         """Arguments are the inputs, then the results."""
         self.low, self.plan = low, plan(low)
-        self.tables: dict[tuple[int, ...], str] = {}
+        self.tables: dict[Grid, str] = {}
         self.body = Text()
 
     def text(self) -> str:
@@ -35,20 +34,17 @@ class Emitter:
         if p.shared_bytes:
             out(f"char* const shared = fm_scratch({p.shared_bytes}, 0);")
         if p.persist_bytes:
-            out(f"char* const persist = (char*)std::aligned_alloc(64, (size_t)T * {p.persist_bytes});")
+            out(f"char* const persist = (char*)aligned_alloc(64, T * {p.persist_bytes});")
         for section in p.sections:
             if section.scope == "shared":
                 self.shared(section)
             else:
                 self.tasks(section)
         if p.persist_bytes:
-            out("std::free(persist);")
+            out("free(persist);")
         out("return bad;")
         out("}")
-        tables = "".join(
-            f"static const int {name}[] = {{{', '.join(map(str, numbers))}}};\n"
-            for numbers, name in self.tables.items()
-        )
+        tables = "".join(table(name, grid) for grid, name in self.tables.items())
         return HEAD + tables + out.whole()
 
     def shared(self, section: Section) -> None:
@@ -68,7 +64,7 @@ class Emitter:
         totals = [t for t in p.totals if t.partial.level == section.level]
         if totals:
             out(
-                f"char* const parts{section.level} = (char*)std::aligned_alloc(64, (size_t)threads * {p.partial_bytes});"
+                f"char* const parts{section.level} = (char*)aligned_alloc(64, threads * {p.partial_bytes});"
             )
             out("int used = 1;")
         out("#pragma omp parallel num_threads(threads) if(threads > 1) reduction(|:bad)")
@@ -79,7 +75,7 @@ class Emitter:
         if p.task_bytes:
             out(f"char* const own = fm_scratch({p.task_bytes}, 1);")
         if totals:
-            out(f"char* const part = parts{section.level} + (size_t)me * {p.partial_bytes};")
+            out(f"char* const part = parts{section.level} + me * {p.partial_bytes};")
             out("if (me == 0) used = n;")
             for t in totals:
                 out(
@@ -97,13 +93,13 @@ class Emitter:
             out(f"{name}* const w = {self.pointer(t.whole)};")
             first = f"(({name}*)(parts{section.level} + {p.places[t.partial]}))[i]"
             out(f"for (int64_t i = 0; i < {t.whole.size}; i++) w[i] = {first};")
-            other = f"(({name}*)(parts{section.level} + (size_t)k * {p.partial_bytes} + {p.places[t.partial]}))[i]"
+            other = f"(({name}*)(parts{section.level} + k * {p.partial_bytes} + {p.places[t.partial]}))[i]"
             out(
                 f"for (int k = 1; k < used; k++) for (int64_t i = 0; i < {t.whole.size}; i++) {{ const {name} a = w[i], b = {other}; w[i] = {COMBINE[t.kind]}; }}"
             )
             out("}")
         if totals:
-            out(f"std::free(parts{section.level});")
+            out(f"free(parts{section.level});")
 
     def pointers(self, section: Section) -> None:
         """The memory of every buffer that a section touches."""
@@ -154,6 +150,15 @@ class Emitter:
         for i, numbers in enumerate(call.tables):
             code = code.replace(f"{{t{i}}}", self.tables.setdefault(numbers, f"t{len(self.tables)}"))
         return code
+
+
+def table(name: str, grid: Grid) -> str:
+    """C++ for the points of a grid."""
+    sides = ", ".join(f"{n}, {step}" for n, step in grid.sides) or "0"
+    return (
+        f"static const int {name}s[] = {{{sides}}};\n"
+        f"static const int* const {name} = fm_grid({grid.first}, {len(grid.sides)}, {name}s);\n"
+    )
 
 
 def used(section: Section) -> Iterator[Buffer]:

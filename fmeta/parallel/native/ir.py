@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -122,6 +123,19 @@ class Map:
         return [self.out.buffer]
 
 
+class Grid(NamedTuple):
+    """Offsets of all points of a grid, row by row."""
+
+    first: int
+    sides: tuple[tuple[int, int], ...]
+    """Points and step of every side."""
+
+    @property
+    def points(self) -> int:
+        """How many."""
+        return math.prod(n for n, _ in self.sides)
+
+
 @dataclass(eq=False)
 class Call:
     """A call of a template of ``runtime.h``; ``code`` has ``{0}`` for the pointers of views."""
@@ -129,7 +143,7 @@ class Call:
     code: str
     outs: list[View]
     ins: list[View]
-    tables: list[tuple[int, ...]] = field(default_factory=list)
+    tables: list[Grid] = field(default_factory=list)
     adds: bool = False
     flops: int = 0
 

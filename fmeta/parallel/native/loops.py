@@ -255,7 +255,8 @@ def transposed(text: Text, s: Map) -> None:
             found.append(f"i{d} * {view.strides[d]}")
     sizes = s.shape[outer], s.shape[inner], source.strides[outer], s.out.strides[inner]
     places = [f"{text.name(v.buffer)} + {' + '.join(t)}" for v, t in zip((source, s.out), terms, strict=True)]
-    text(f"transpose<{NAMES[s.out.dtype]}, {', '.join(map(str, sizes))}>({', '.join(places)});")
+    m, n, ld, rs = sizes
+    text(f"transpose({m}, {n}, {places[0]}, {ld}, {places[1]}, {rs});")
     text("}" * len(rest))
 
 

@@ -43,6 +43,8 @@ class Lowering:
         self.arguments: list[Buffer] = []
         self.results: list[tuple[Buffer, View]] = []
         self.roots: set[Op] = set()
+        self.relative: dict[Op, int] = {}
+        """Indices into what all tasks have, as they are for the first task; and how many each task has."""
         self.flops: dict[Scope, int] = {"shared": 0, "task": 0}
 
     def run(self) -> Lowering:
@@ -71,6 +73,7 @@ class Lowering:
             raise Unsupported(f"numbers of type {op.dtype}")
         if any(n == 0 for n in op.shape):
             raise Unsupported("an empty tensor")
+        self.follow(op, name)
         rule = self.rules.get(name)
         if rule is None:
             raise Unsupported(f"the operation {op.target}")
@@ -87,6 +90,15 @@ class Lowering:
             self.values[op] = value
         for index, other in op.results.items():
             self.values[other] = value[index]
+
+    def follow(self, op: Op, name: str) -> None:
+        """Indices of tasks one after the other may be added to others, and used as indices only."""
+        given = {self.relative[x] for x in operands((op.args, op.kwargs)) if x in self.relative}
+        if not given or name in ("index", "embedding", "embedding_dense_backward"):
+            return
+        if len(given) > 1 or name not in (*shapes.VIEWS, "add"):
+            raise Unsupported("tasks numbered")
+        self.relative[op] = given.pop()
 
     # -- values --
 

@@ -8,7 +8,7 @@ from typing import Any
 from fmeta.parallel.native import shapes
 from fmeta.parallel.native.arithmetic import cast
 from fmeta.parallel.native.axis import Op
-from fmeta.parallel.native.ir import NAMES, Call, Const, Unsupported, Value, View, contiguous
+from fmeta.parallel.native.ir import Call, Const, Grid, Unsupported, Value, View, contiguous
 from fmeta.parallel.native.lower import Lowering
 
 SMALL = 1000
@@ -78,7 +78,7 @@ def blocked_plain(low: Lowering, a: Any, b: Any, tasks: bool) -> View:
     if key not in low.known:
         scope, level = low.place([a, b])
         out, result = low.target("sum", (z, m, n), contiguous((z, m, n)), a.dtype, scope, level, tasks)
-        one = rows(low, a, b, out, m, n, k, a.strides[1], a.strides[2], b.strides[1], tasks)
+        one = rows(a, b, out, m, n, k, a.strides[1], a.strides[2], b.strides[1], tasks)
         if z > 1:
             at = f"z * {a.strides[0]}", f"z * {b.strides[0]}", f"z * {m * n}"
             one.code = f"for (int z = 0; z < {z}; z++) " + one.code.replace(
@@ -89,21 +89,20 @@ def blocked_plain(low: Lowering, a: Any, b: Any, tasks: bool) -> View:
     return low.known[key]
 
 
-def rows(
-    low: Lowering, a: View, b: View, out: View, m: int, n: int, k: int, am: int, ak: int, bk: int, adds: bool
-) -> Call:  # fmt: skip
+def rows(a: View, b: View, out: View, m: int, n: int, k: int, am: int, ak: int, bk: int, adds: bool) -> Call:
     """A product of evenly spaced rows and columns."""
-    tables = [tuple(i * am for i in range(m)), tuple(i * n for i in range(m)), (0,), (0,)]
-    return by_tables(a, b, out, m, n, k, ak, bk, tables, adds)
+    tables = [Grid(0, ((m, am),)), Grid(0, ((m, n),)), Grid(0, ()), Grid(0, ())]
+    return by_tables(a, b, out, n, k, ak, bk, tables, adds)
 
 
 def by_tables(
-    a: View, b: View, out: View, m: int, n: int, inner: int, ak: int, bk: int, tables: list[tuple[int, ...]], adds: bool
+    a: View, b: View, out: View, n: int, inner: int, ak: int, bk: int, tables: list[Grid], adds: bool
 ) -> Call:  # fmt: skip
     """A product whose rows, and blocks of ``inner`` terms, are found by tables: see ``product`` in ``runtime.h``."""
+    terms = f"Terms{{{{{{t2}}, {{t3}}, {tables[2].points}, {inner}, {ak}, {bk}}}}}"
     code = (
-        f"product<{NAMES[a.dtype]}, {n}, {inner}, {ak}, {bk}>"
-        f"({m}, {{a}}, {{t0}}, {{b}}, {{out}}, {{t1}}, {{t2}}, {{t3}}, {len(tables[2])}, {str(adds).lower()});"
+        f"product({tables[0].points}, {n}, {{a}}, {{t0}}, {{b}}, {{out}}, {{t1}}, "
+        f"{terms.replace('{{', '{').replace('}}', '}')}, {str(adds).lower()});"
     )
     return Call(code, [out], [a, b], tables, adds)
 

@@ -1,0 +1,166 @@
+// Products of matrices by blocks that fit the registers, and transpositions. Compiled once for a machine, linked into
+// every kernel.
+#include "runtime.h"
+#include <cstring>
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
+// ---- vectors ----
+template <class S> struct Lanes;
+template <> struct Lanes<float> { typedef float V __attribute__((vector_size(FM_BYTES))); static constexpr int n = FM_BYTES / 4; };
+template <> struct Lanes<double> { typedef double V __attribute__((vector_size(FM_BYTES))); static constexpr int n = FM_BYTES / 8; };
+template <class S> using Vec = typename Lanes<S>::V;
+
+// Some first lanes, or all.
+template <class S> struct Tail {
+    int count;
+    FM_INLINE Vec<S> load(const S* p) const {
+        Vec<S> v{};
+#if FM_BYTES == 32
+        const __m256 w = _mm256_maskload_ps((const float*)p, mask());
+        std::memcpy(&v, &w, sizeof(v));
+#else
+        for (int i = 0; i < Lanes<S>::n; i++) v[i] = i < count ? p[i] : 0;
+#endif
+        return v;
+    }
+    FM_INLINE void store(S* p, Vec<S> v) const {
+#if FM_BYTES == 32
+        __m256 w;
+        std::memcpy(&w, &v, sizeof(v));
+        _mm256_maskstore_ps((float*)p, mask(), w);
+#else
+        for (int i = 0; i < count; i++) p[i] = v[i];
+#endif
+    }
+#if FM_BYTES == 32
+    FM_INLINE __m256i mask() const {
+        alignas(32) static const int32_t bits[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+        return _mm256_loadu_si256((const __m256i*)(bits + 8 - count * (int)(sizeof(S) / 4)));
+    }
+#endif
+};
+
+template <class S> FM_INLINE Vec<S> whole(const S* p) {
+    Vec<S> v;
+    std::memcpy(&v, p, sizeof(v));
+    return v;
+}
+
+template <class S, int MR, int NV, bool TAIL>
+static void micro(const S* a, const int* ma, const S* b, S* c, const int* mc, const Terms& t, int from, int to, bool add, Tail<S> tail) {
+    constexpr int V = Lanes<S>::n;
+    Vec<S> sum[MR][NV];
+    const S* row[MR];
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; i++) {
+        row[i] = a + ma[i];
+#pragma GCC unroll 16
+        for (int j = 0; j < NV; j++) sum[i][j] = Vec<S>{};
+    }
+    for (int o = from; o < to; o++) {
+        long at = t.ka[o];
+        const S* q = b + t.kb[o];
+        for (int k = 0; k < t.ki; k++) {
+            Vec<S> w[NV];
+#pragma GCC unroll 16
+            for (int j = 0; j < NV; j++) w[j] = TAIL && j == NV - 1 ? tail.load(q + j * V) : whole(q + j * V);
+#pragma GCC unroll 16
+            for (int i = 0; i < MR; i++) {
+                const S x = row[i][at];
+#pragma GCC unroll 16
+                for (int j = 0; j < NV; j++) sum[i][j] += x * w[j];
+            }
+            q += t.bs;
+            at += t.as;
+        }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; i++) {
+        S* out = c + mc[i];
+#pragma GCC unroll 16
+        for (int j = 0; j < NV; j++) {
+            S* p = out + j * V;
+            if (TAIL && j == NV - 1) tail.store(p, add ? sum[i][j] + tail.load(p) : sum[i][j]);
+            else {
+                const Vec<S> v = add ? sum[i][j] + whole(p) : sum[i][j];
+                std::memcpy(p, &v, sizeof(v));
+            }
+        }
+    }
+}
+
+template <class S, int MR, int NV, bool TAIL>
+static void panel(int m, const S* a, const int* ma, const S* b, S* c, const int* mc, const Terms& t, int from, int to, bool add, Tail<S> tail) {
+    int i = 0;
+    for (; i + MR <= m; i += MR) micro<S, MR, NV, TAIL>(a, ma + i, b, c, mc + i, t, from, to, add, tail);
+    constexpr int LESS = MR > 4 ? 4 : MR / 2;
+    if constexpr (LESS > 0)
+        if (i < m) panel<S, LESS, NV, TAIL>(m - i, a, ma + i, b, c, mc + i, t, from, to, add, tail);
+}
+
+template <class S>
+static FM_INLINE void blocks(int m, int n, const S* a, const int* ma, const S* b, S* c, const int* mc, const Terms& t, bool add) {
+    constexpr int V = Lanes<S>::n, REGISTERS = FM_BYTES == 64 ? 28 : 12;
+    constexpr int M1 = 8, M2 = REGISTERS / 2 > 8 ? 8 : REGISTERS / 2;
+    const int all = (n + V - 1) / V;
+    const Tail<S> tail{n % V};
+    const int wide = all < 2 ? all : 2;  // three leave no register free: slower by 40 % for convolutions
+    int block = 16384 / (t.ki * wide * FM_BYTES);  // of b, for the first cache
+    if (block < 1) block = 1;
+    for (int o = 0; o < t.ko; o += block) {
+        const int to = o + block < t.ko ? o + block : t.ko;
+        const bool more = add || o > 0;
+        for (int j = 0; j < all;) {
+            const int nv = all - j < wide ? all - j : wide;
+            const bool last = j + nv == all && tail.count;
+            const S* q = b + j * V;
+            S* p = c + j * V;
+            if (nv == 2) last ? panel<S, M2, 2, true>(m, a, ma, q, p, mc, t, o, to, more, tail) : panel<S, M2, 2, false>(m, a, ma, q, p, mc, t, o, to, more, tail);
+            else last ? panel<S, M1, 1, true>(m, a, ma, q, p, mc, t, o, to, more, tail) : panel<S, M1, 1, false>(m, a, ma, q, p, mc, t, o, to, more, tail);
+            j += nv;
+        }
+    }
+}
+
+template <class S> static void turn(int M, int N, const S* in, int LD, S* out, int RS) {
+    constexpr int B = 8;
+    for (int i = 0; i < M; i += B)
+        for (int j = 0; j < N; j += B) {
+            const int im = M - i < B ? M - i : B, jm = N - j < B ? N - j : B;
+#if FM_BYTES >= 32
+            if constexpr (sizeof(S) == 4) {
+                if (im == B && jm == B) {
+                    const float* p = (const float*)in + i * LD + j;
+                    float* q = (float*)out + j * RS + i;
+                    __m256 r0 = _mm256_loadu_ps(p), r1 = _mm256_loadu_ps(p + LD), r2 = _mm256_loadu_ps(p + 2 * LD), r3 = _mm256_loadu_ps(p + 3 * LD);
+                    __m256 r4 = _mm256_loadu_ps(p + 4 * LD), r5 = _mm256_loadu_ps(p + 5 * LD), r6 = _mm256_loadu_ps(p + 6 * LD), r7 = _mm256_loadu_ps(p + 7 * LD);
+                    __m256 a0 = _mm256_unpacklo_ps(r0, r1), a1 = _mm256_unpackhi_ps(r0, r1), a2 = _mm256_unpacklo_ps(r2, r3), a3 = _mm256_unpackhi_ps(r2, r3);
+                    __m256 a4 = _mm256_unpacklo_ps(r4, r5), a5 = _mm256_unpackhi_ps(r4, r5), a6 = _mm256_unpacklo_ps(r6, r7), a7 = _mm256_unpackhi_ps(r6, r7);
+                    r0 = _mm256_shuffle_ps(a0, a2, 0x44); r1 = _mm256_shuffle_ps(a0, a2, 0xEE); r2 = _mm256_shuffle_ps(a1, a3, 0x44); r3 = _mm256_shuffle_ps(a1, a3, 0xEE);
+                    r4 = _mm256_shuffle_ps(a4, a6, 0x44); r5 = _mm256_shuffle_ps(a4, a6, 0xEE); r6 = _mm256_shuffle_ps(a5, a7, 0x44); r7 = _mm256_shuffle_ps(a5, a7, 0xEE);
+                    _mm256_storeu_ps(q, _mm256_permute2f128_ps(r0, r4, 0x20)); _mm256_storeu_ps(q + RS, _mm256_permute2f128_ps(r1, r5, 0x20));
+                    _mm256_storeu_ps(q + 2 * RS, _mm256_permute2f128_ps(r2, r6, 0x20)); _mm256_storeu_ps(q + 3 * RS, _mm256_permute2f128_ps(r3, r7, 0x20));
+                    _mm256_storeu_ps(q + 4 * RS, _mm256_permute2f128_ps(r0, r4, 0x31)); _mm256_storeu_ps(q + 5 * RS, _mm256_permute2f128_ps(r1, r5, 0x31));
+                    _mm256_storeu_ps(q + 6 * RS, _mm256_permute2f128_ps(r2, r6, 0x31)); _mm256_storeu_ps(q + 7 * RS, _mm256_permute2f128_ps(r3, r7, 0x31));
+                    continue;
+                }
+            }
+#endif
+            for (int l = 0; l < jm; l++)
+                for (int k = 0; k < im; k++) out[(j + l) * RS + i + k] = in[(i + k) * LD + j + l];
+        }
+}
+
+#if !defined(FM_DOUBLE)
+void product(int m, int n, const float* a, const int* ma, const float* b, float* c, const int* mc, Terms k, bool add) {
+    blocks(m, n, a, ma, b, c, mc, k, add);
+}
+void transpose(int m, int n, const float* in, int ld, float* out, int rs) { turn(m, n, in, ld, out, rs); }
+#else
+void product(int m, int n, const double* a, const int* ma, const double* b, double* c, const int* mc, Terms k, bool add) {
+    blocks(m, n, a, ma, b, c, mc, k, add);
+}
+void transpose(int m, int n, const double* in, int ld, double* out, int rs) { turn(m, n, in, ld, out, rs); }
+#endif
