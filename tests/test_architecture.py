@@ -176,6 +176,8 @@ def raised_texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """Message of every ``raise``, with ``{}`` where a value is put in."""
     for node in ast.walk(tree):
         match node:
+            case ast.Raise(exc=ast.Call(func=ast.Name(id="Unsupported"))):
+                pass  # why a graph goes to another compiler, which nobody is shown
             case ast.Raise(exc=ast.Call(args=[ast.Constant(value=str(text)), *_])):
                 yield node.lineno, text
             case ast.Raise(exc=ast.Call(args=[ast.JoinedStr(values=parts), *_])):

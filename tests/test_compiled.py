@@ -35,9 +35,13 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 @pytest.mark.compiles
+@pytest.mark.parametrize("compiler", ["auto", "inductor"])
 @each(COMPILED)
-def test_compiled_is_eager_and_built_once(case: Case, built: list[Any]) -> None:
+def test_compiled_is_eager_and_built_once(
+    case: Case, compiler: str, built: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Calls 2 and 3, with other meta and other tasks of the same shapes, build nothing."""
+    monkeypatch.setenv("FMETA_COMPILER", compiler)
     algorithm, meta, tasks = case.make()
     compiled, eager = (fmeta.meta_grad(algorithm, plan) for plan in (ALWAYS, EAGER))
     counts = []

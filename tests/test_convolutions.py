@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fmeta
 from fmeta import Plan, tree
-from fmeta.parallel import convolutions, faster, kernels, store
+from fmeta.parallel import convolutions, faster, inductor, store
 from fmeta.parallel.convolutions import Geometry, as_products
 from fmeta.parallel.cost import cost_of_graph
 from fmeta.parallel.trace import trace
@@ -127,7 +127,8 @@ def test_both_forms_are_timed_once_and_remembered(
 def test_a_compiled_meta_gradient_is_the_same_either_way(
     answer: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "faster_as_product", lambda device: lambda *args: answer)
+    monkeypatch.setenv("FMETA_COMPILER", "inductor")
+    monkeypatch.setattr(inductor, "faster_as_product", lambda device: lambda *args: answer)
     algorithm, meta, tasks = case_named("maml convolution").make()
     got = fmeta.meta_grad(algorithm, Plan(compile=True))(meta, tasks)
     assert_trees_close(got, fmeta.meta_grad(algorithm, EAGER)(meta, tasks), 1e-9)

@@ -16,7 +16,8 @@ from problems import EAGER, LOSS, network, regression_tasks
 
 import fmeta
 from fmeta import Plan
-from fmeta.parallel import kernels, modules
+from fmeta.parallel import inductor, modules
+from fmeta.parallel.trace import trace
 
 ALGORITHM = fmeta.maml(LOSS, fmeta.sgd(0.2), steps=1)
 ALWAYS = Plan(compile=True)
@@ -28,6 +29,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FMETA_CACHE", str(folder))
+        patch.setenv("FMETA_COMPILER", "inductor")
         fmeta.meta_grad(ALGORITHM, ALWAYS)(network(), regression_tasks())
     return folder
 
@@ -39,7 +41,8 @@ def kept(folder: Path) -> list[Path]:
 @pytest.mark.compiles
 def test_the_compiler_is_not_asked_again(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FMETA_CACHE", str(filled))
-    monkeypatch.setattr(kernels, "compile_graph", lambda job: pytest.fail("compiled again"))
+    monkeypatch.setenv("FMETA_COMPILER", "inductor")
+    monkeypatch.setattr(inductor, "compile_graph", lambda job: pytest.fail("compiled again"))
     torch.use_deterministic_algorithms(False)  # as when the cache was filled
     got = fmeta.meta_grad(ALGORITHM, ALWAYS)(network(), regression_tasks())
     assert_trees_close(got, fmeta.meta_grad(ALGORITHM, EAGER)(network(), regression_tasks()), 1e-12)
@@ -62,6 +65,7 @@ def test_a_later_process_does_not_import_the_compiler(filled: Path) -> None:
     environment = {
         **os.environ,
         "FMETA_CACHE": str(filled),
+        "FMETA_COMPILER": "inductor",
         "PYTHONPATH": str(Path(__file__).parent),
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
     }
@@ -127,7 +131,7 @@ def test_only_what_can_stand_alone_is_kept() -> None:
 def test_graphs_and_settings_have_keys_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     def key(fn: Any, *flat: torch.Tensor) -> str:
         leaves, spec = torch.utils._pytree.tree_flatten(flat)
-        return modules.key_of(kernels.trace(fn, leaves, spec), leaves)
+        return modules.key_of(trace(fn, leaves, spec), leaves)
 
     x = torch.randn(2)
     plain = key(lambda x: x + 1, x)

@@ -89,7 +89,9 @@ class Runner:
         steps = Steps(loop, self.traits or Traits(), self.plan.randomness)
         if not compiled:
             return steps
-        return SimpleNamespace(**{name: self.kernel(name, getattr(steps, name), axes) for name, axes in KERNELS.items()})
+        return SimpleNamespace(
+            **{name: self.kernel(name, getattr(steps, name), axes) for name, axes in KERNELS.items()}
+        )
 
     def engine(self, loop: InnerLoop, mode: Mode) -> MetaGradient:
         """The meta-gradient of one chunk."""

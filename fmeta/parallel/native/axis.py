@@ -91,7 +91,11 @@ class Reader:
 
     def read(self, arguments: int) -> OneTask:
         """The graph of one task."""
-        ops, inputs, fills, constants, outputs = [], [], {}, [], []
+        ops: list[Op] = []
+        inputs: list[Op] = []
+        outputs: list[Op] = []
+        fills: dict[Op, float] = {}
+        constants: list[Tensor] = []
         for a, b in self.pairs:
             if a.op == "output":
                 outputs = [self.found[node] for node in a.args[0]]
@@ -114,7 +118,7 @@ class Reader:
     def op(self, a: fx.Node, b: fx.Node, args: Any, kwargs: Any) -> Op:
         """One operation, and its place among the results of another."""
         like, other = a.meta.get("like"), b.meta.get("like")
-        shape, axis = of_one_task(like[0], other[0]) if like else ((), None)
+        shape, axis = of_one_task(like[0], other[0]) if like and other else ((), None)
         op = Op(a.name, a.target, args, kwargs, shape, axis, like[1] if like else torch.float32)
         if a.op == "call_function" and getattr(a.target, "__name__", "") == "getitem":
             args[0].results[args[1]] = op
@@ -158,7 +162,7 @@ def filled(one: Tensor, other: Tensor) -> float:
     values = torch.cat([one.flatten(), other.flatten()]).unique()
     if values.numel() != 1:
         raise Unsupported("a captured tensor that depends on the number of tasks")
-    return values.item()
+    return values.tolist()[0]
 
 
 def axes_of(args: Any, axes: Axes | None) -> list[int | None]:

@@ -124,9 +124,7 @@ def weight(low: Lowering, ct: View, x: View, s: Setting, shape: tuple[int, ...],
     ]
     for i in range(g):
         a, b, to = moved(x, i * c), moved(ct, i * (f // g)), moved(out, i * (f // g))
-        low.statements.append(
-            by_tables(a, b, to, f // g, ow, s.stride[1] * all_c, f, tables, tasks)
-        )
+        low.statements.append(by_tables(a, b, to, f // g, ow, s.stride[1] * all_c, f, tables, tasks))
     low.count(2 * n * oh * ow * f * c * kh * kw, [x, ct])
     return result
 
@@ -139,7 +137,7 @@ def image(low: Lowering, ct: View, w: View, s: Setting, shape: tuple[int, ...], 
     """
     if s.dilation != (1, 1):
         raise Unsupported("the derivative of a dilated convolution")
-    (n, all_c, h, wide), (_, f, oh, ow), (_, c, kh, kw) = shape, ct.shape, w.shape
+    (n, _, h, wide), (_, f, oh, ow), (_, c, kh, kw) = shape, ct.shape, w.shape
     back = (kh - 1) // s.stride[0], (kw - 1) // s.stride[1]
     most = [(size + p - 1) // st for size, p, st in zip((h, wide), s.padding, s.stride, strict=True)]
     size = tuple(b + max(o, q + 1) for b, o, q in zip(back, (oh, ow), most, strict=True))

@@ -13,11 +13,11 @@ COMPOSED = """
     _log_softmax _log_softmax_backward_data _softmax _softmax_backward_data mse_loss mse_loss_backward
     smooth_l1_loss smooth_l1_loss_backward huber_loss huber_loss_backward binary_cross_entropy
     binary_cross_entropy_backward binary_cross_entropy_with_logits nll_loss_forward nll_loss_backward
-    soft_margin_loss addcmul addcdiv lerp linalg_vector_norm logsumexp var std var_mean std_mean softplus
+    soft_margin_loss addcmul addcdiv lerp linalg_vector_norm logsumexp     softplus
     softplus_backward elu elu_backward hardtanh hardtanh_backward hardsigmoid hardsigmoid_backward hardswish
     hardswish_backward mish mish_backward silu_backward log_sigmoid_forward log_sigmoid_backward
     select_backward slice_backward masked_fill frac logit heaviside native_layer_norm
-    native_layer_norm_backward native_group_norm xlogy dist logaddexp glu glu_backward norm tril triu addmv mv
+    native_layer_norm_backward native_group_norm xlogy  logaddexp glu glu_backward  tril triu addmv mv
     dot nan_to_num roll rsub special_entr deg2rad
 """
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from typing import Any
 
 from fmeta.parallel.native.ir import NAMES, Buffer, Call, Grid
-from fmeta.parallel.native.loops import Text, loop_text
+from fmeta.parallel.native.loops import loop_text
 from fmeta.parallel.native.lower import FIRST, Lowering
 from fmeta.parallel.native.schedule import Loop, Section, plan
+from fmeta.parallel.native.text import Text, number
 
 HEAD = '#include "runtime.h"\n'
 COMBINE = {
@@ -18,7 +17,7 @@ COMBINE = {
 
 
 class Emitter:
-    """Writes one kernel: ``int kernel(void** p, int64_t T, int threads)``, which returns 1 for an index out of range."""
+    """Writes ``int kernel(void** p, int64_t T, int threads)``, which returns 1 for an index out of range."""
 
     def __init__(self, low: Lowering) -> None:
         """Arguments are the inputs, then the results."""
@@ -63,24 +62,19 @@ class Emitter:
         out, p = self.body, self.plan
         totals = [t for t in p.totals if t.partial.level == section.level]
         if totals:
-            out(
-                f"char* const parts{section.level} = (char*)aligned_alloc(64, threads * {p.partial_bytes});"
-            )
+            out(f"char* const parts{section.level} = (char*)aligned_alloc(64, threads * {p.partial_bytes});")
             out("int used = 1;")
         out("#pragma omp parallel num_threads(threads) if(threads > 1) reduction(|:bad)")
         out("{")
-        out(
-            "#ifdef _OPENMP\nconst int n = omp_get_num_threads(), me = omp_get_thread_num();\n#else\nconst int n = 1, me = 0;\n#endif"
-        )
+        out("const int n = fm_threads(), me = fm_thread();")
         if p.task_bytes:
             out(f"char* const own = fm_scratch({p.task_bytes}, 1);")
         if totals:
             out(f"char* const part = parts{section.level} + me * {p.partial_bytes};")
             out("if (me == 0) used = n;")
-            for t in totals:
-                out(
-                    f"for (int64_t i = 0; i < {t.partial.size}; i++) (({NAMES[t.partial.dtype]}*)(part + {p.places[t.partial]}))[i] = {literal(FIRST[t.kind])};"
-                )
+        for t in totals:
+            start = f"({NAMES[t.partial.dtype]}){number(FIRST[t.kind])}"
+            out(f"fm_fill(part + {p.places[t.partial]}, {t.partial.size}, {start});")
         out("for (int64_t t = T * me / n; t < T * (me + 1) / n; t++) {")
         self.pointers(section)
         for loop in section.loops:
@@ -88,16 +82,9 @@ class Emitter:
         out("}")
         out("}")
         for t in totals:
-            name = NAMES[t.whole.dtype]
-            out("{")
-            out(f"{name}* const w = {self.pointer(t.whole)};")
-            first = f"(({name}*)(parts{section.level} + {p.places[t.partial]}))[i]"
-            out(f"for (int64_t i = 0; i < {t.whole.size}; i++) w[i] = {first};")
-            other = f"(({name}*)(parts{section.level} + k * {p.partial_bytes} + {p.places[t.partial]}))[i]"
-            out(
-                f"for (int k = 1; k < used; k++) for (int64_t i = 0; i < {t.whole.size}; i++) {{ const {name} a = w[i], b = {other}; w[i] = {COMBINE[t.kind]}; }}"
-            )
-            out("}")
+            parts = f"parts{section.level} + {p.places[t.partial]}, {p.partial_bytes}, used"
+            join = f"[](auto a, auto b) {{ return {COMBINE[t.kind]}; }}"
+            out(f"fm_total({self.pointer(t.whole)}, {t.whole.size}, {parts}, {join});")
         if totals:
             out(f"free(parts{section.level});")
 
@@ -166,10 +153,3 @@ def used(section: Section) -> Iterator[Buffer]:
     yield from dict.fromkeys(
         b for loop in section.loops for s in loop.statements for b in (*s.reads(), *s.writes())
     )
-
-
-def literal(value: Any) -> str:
-    """A number in C++."""
-    if isinstance(value, float) and math.isinf(value):
-        return "-INFINITY" if value < 0 else "INFINITY"
-    return {True: "1", False: "0"}[value] if isinstance(value, bool) else repr(value)

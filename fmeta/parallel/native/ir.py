@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -89,7 +89,7 @@ class Map:
     shape: tuple[int, ...]
     code: str
     """C++ with ``{0}``, ``{1}`` for operands and ``{d0}`` for the index of a dimension."""
-    operands: list[Operand]
+    operands: Sequence[Operand]
     kind: str = "store"
     """``store``, or what to reduce by: ``sum``, ``max``, ``min``, ``all``, ``any``, ``prod``."""
     scatter: Indirect | None = None
@@ -97,16 +97,14 @@ class Map:
     fresh: bool = True
     """Whether a reduction starts anew."""
 
+    def shared_loop(self) -> bool:
+        """Whether it may stand in one loop with other statements."""
+        return self.scatter is None and (self.fresh or self.kind != "store") and not self.turns()
+
     def turns(self) -> tuple[int, int] | None:
         """Of a copy that transposes: the dimensions that are innermost in the source and in the result."""
-        (x, *others) = self.operands or [None]
-        if (
-            self.code != "{0}"
-            or others
-            or not isinstance(x, View)
-            or self.kind != "store"
-            or x.dtype != self.out.dtype
-        ):
+        x: Operand | None = self.operands[0] if len(self.operands) == 1 else None
+        if self.code != "{0}" or not isinstance(x, View) or self.kind != "store" or x.dtype != self.out.dtype:
             return None
         inner = [d for d, n in enumerate(self.shape) if n >= 8 and x.strides[d] == 1]
         outer = [d for d, n in enumerate(self.shape) if n >= 8 and self.out.strides[d] == 1]

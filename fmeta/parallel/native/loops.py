@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from typing import Any
 
-from fmeta.parallel.native.ir import NAMES, Address, Buffer, Const, Indirect, Map, View
+from fmeta.parallel.native.ir import Address, Const, Indirect, Map, View
 from fmeta.parallel.native.lower import FIRST
 from fmeta.parallel.native.schedule import Loop
+from fmeta.parallel.native.text import Text, local, number
 
 WIDE = 32768
 """Numbers from which a loop that all tasks share is split among threads."""
@@ -18,46 +18,6 @@ ADD = {
     "max": "{0} = fm_max({0}, {1});", "min": "{0} = fm_min({0}, {1});",
 }  # fmt: skip
 SIMD = {"sum": "+", "prod": "*", "all": "&", "any": "|"}
-
-
-class Text:
-    """Lines, and names for buffers."""
-
-    def __init__(self) -> None:
-        """Empty."""
-        self.lines: list[str] = []
-        self.names: dict[Buffer, str] = {}
-
-    def __call__(self, line: str) -> None:
-        """Add a line."""
-        self.lines.append(line)
-
-    def name(self, b: Buffer) -> str:
-        """The name of a buffer."""
-        return self.names.setdefault(b, f"b{len(self.names)}")
-
-    def whole(self) -> str:
-        """All lines."""
-        return "\n".join(self.lines) + "\n"
-
-
-def number(value: Any) -> str:
-    """A number in C++."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return "1" if value else "0"
-    if isinstance(value, float):
-        if math.isnan(value):
-            return "NAN"
-        if math.isinf(value):
-            return "INFINITY" if value > 0 else "(-INFINITY)"
-    return f"INT64_C({value})" if isinstance(value, int) and abs(value) > 2**31 - 1 else repr(value)
-
-
-def local(dtype: Any) -> str:
-    """The type of a number outside of memory."""
-    return "int" if NAMES[dtype] == "bool" else NAMES[dtype]
 
 
 def strides_of(s: Map) -> list[tuple[int, ...]]:
@@ -258,6 +218,3 @@ def transposed(text: Text, s: Map) -> None:
     m, n, ld, rs = sizes
     text(f"transpose({m}, {n}, {places[0]}, {ld}, {places[1]}, {rs});")
     text("}" * len(rest))
-
-
-Write = Callable[[str], None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from fmeta.parallel.native.ir import (
     Const,
     Indirect,
     Map,
+    Operand,
     Scope,
     Statement,
     Total,
@@ -54,7 +55,7 @@ class Lowering:
         for op, number in self.graph.fills.items():
             self.values[op] = Const(number, op.shape, op.dtype)
         self.roots = shapes.changed_in_place(self.graph.ops)
-        wanted = needed(self.graph)
+        wanted = shapes.needed(self.graph.ops, self.graph.outputs)
         for op in self.graph.ops:
             if op in wanted:
                 self.lower(op, op in self.roots)
@@ -93,7 +94,7 @@ class Lowering:
 
     def follow(self, op: Op, name: str) -> None:
         """Indices of tasks one after the other may be added to others, and used as indices only."""
-        given = {self.relative[x] for x in operands((op.args, op.kwargs)) if x in self.relative}
+        given = {self.relative[x] for x in shapes.operands((op.args, op.kwargs)) if x in self.relative}
         if not given or name in ("index", "embedding", "embedding_dense_backward"):
             return
         if len(given) > 1 or name not in (*shapes.VIEWS, "add"):
@@ -167,7 +168,7 @@ class Lowering:
     def map(
         self,
         code: str,
-        operands: Sequence[Value | Indirect],
+        operands: Sequence[Operand],
         shape: tuple[int, ...],
         dtype: torch.dtype,
         scope: Scope = "shared",
@@ -199,7 +200,7 @@ class Lowering:
         return self.copied(x, strides)
 
     def reduce(
-        self, kind: str, code: str, operands: Sequence[Value | Indirect], shape: tuple[int, ...],
+        self, kind: str, code: str, operands: Sequence[Operand], shape: tuple[int, ...],
         dims: Sequence[int], dtype: torch.dtype, tasks: bool, strides: tuple[int, ...] | None = None,
     ) -> View:  # fmt: skip
         """Reduce over dimensions, which stay as ones; with ``tasks`` over all tasks too."""
@@ -247,24 +248,3 @@ class Lowering:
     def copied(self, value: Value, strides: tuple[int, ...] | None = None) -> View:
         """The same numbers in memory of their own."""
         return self.map("{0}", [value], value.shape, value.dtype, strides=strides or contiguous(value.shape))
-
-
-def needed(graph: OneTask) -> set[Op]:
-    """Operations whose numbers a result depends on; of some, like ``zeros_like``, the shape alone is read."""
-    found = set(graph.outputs)
-    for op in reversed(graph.ops):
-        name = shapes.spelled(op.target)
-        if op in found or any(r in found for r in op.results.values()) or shapes.writes(name):
-            found.add(op)
-            if name not in shapes.FILLED:
-                found.update(operands((op.args, op.kwargs)))
-    return found
-
-
-def operands(args: Any) -> Iterator[Op]:
-    """Operations among arguments."""
-    if isinstance(args, Op):
-        yield args
-    elif isinstance(args, (list, tuple, dict)):
-        for x in args.values() if isinstance(args, dict) else args:
-            yield from operands(x)

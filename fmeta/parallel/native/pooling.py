@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from fmeta.parallel.native import shapes
-from fmeta.parallel.native.arithmetic import along
 from fmeta.parallel.native.axis import Op
+from fmeta.parallel.native.indexing import along
 from fmeta.parallel.native.ir import Address, Const, Map, Unsupported, Value, View
 from fmeta.parallel.native.lower import Lowering
 
@@ -17,7 +17,8 @@ from fmeta.parallel.native.lower import Lowering
 def largest(low: Lowering, op: Op) -> list[Value]:
     """``max_pool2d_with_indices``."""
     x, kernel, *rest = op.args
-    stride, padding, dilation, up = [*rest, *[[], [0, 0], [1, 1], False][len(rest) :]]
+    given: list[Any] = [*rest, *[[], [0, 0], [1, 1], False][len(rest) :]]
+    stride, padding, dilation, up = given
     value = low.values[x]
     if len(x.shape) != 4 or x.axis in (2, 3) or isinstance(value, Const) or up:
         raise Unsupported("pooling over tasks")
@@ -35,9 +36,9 @@ def largest(low: Lowering, op: Op) -> list[Value]:
         shape,
         torch.int64,
         strides=shapes.laid_out_like(shape, [value._replace(shape=shape)]),
-    )  # type: ignore[list-item]
+    )
     taken = f"{{1}}[({{0}} / {w}) * {hs} + ({{0}} % {w}) * {ws}]"
-    return [low.map(taken, [at, Address(over)], shape, x.dtype, strides=at.strides), at]  # type: ignore[list-item]
+    return [low.map(taken, [at, Address(over)], shape, x.dtype, strides=at.strides), at]
 
 
 def gradient(low: Lowering, op: Op) -> Value:

@@ -58,7 +58,7 @@ def as_sum(low: Lowering, a: View, b: View, tasks: bool) -> View:
 
 def blocked(low: Lowering, a: View, b: View, tasks: bool) -> View:
     """A product by blocks; the one of ``m`` and ``n`` that wastes fewer lanes is vectorised."""
-    (z, m, k), n = a.shape, b.shape[2]
+    (_, m, k), n = a.shape, b.shape[2]
     lanes = LANES // a.dtype.itemsize
     ready = b.strides[2] == 1 or n == 1, a.strides[1] == 1 or m == 1
     plain = m * k * math.ceil(n / lanes) + (0 if ready[0] else k * n / 2)

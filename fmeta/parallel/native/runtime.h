@@ -180,3 +180,20 @@ FM_INLINE int64_t fm_index(int64_t i, int64_t n, bool wraps, int* bad) {
     if (i < 0 || i >= n) { *bad = 1; return 0; }
     return i;
 }
+
+// ---- sums over tasks: a part for each thread ----
+template <class S> inline void fm_fill(char* p, int64_t n, S value) {
+    for (int64_t i = 0; i < n; i++) ((S*)p)[i] = value;
+}
+template <class S, class F> inline void fm_total(S* out, int64_t n, const char* parts, int64_t apart, int used, F join) {
+    for (int64_t i = 0; i < n; i++) out[i] = ((const S*)parts)[i];
+    for (int k = 1; k < used; k++)
+        for (int64_t i = 0; i < n; i++) out[i] = join(out[i], ((const S*)(parts + k * apart))[i]);
+}
+#ifdef _OPENMP
+FM_INLINE int fm_threads() { return omp_get_num_threads(); }
+FM_INLINE int fm_thread() { return omp_get_thread_num(); }
+#else
+FM_INLINE int fm_threads() { return 1; }
+FM_INLINE int fm_thread() { return 0; }
+#endif

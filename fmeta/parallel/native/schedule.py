@@ -35,6 +35,10 @@ class Loop:
     """None for one that nothing joins."""
     stored: set[Buffer] = field(default_factory=set)
 
+    def takes(self, shape: tuple[int, ...] | None) -> bool:
+        """Whether a statement on such indices may join."""
+        return shape is not None and self.shape == shape and len(self.statements) < MOST
+
 
 class Section(NamedTuple):
     """What is done once for all tasks, or for each, before or in the tasks' loop of a number."""
@@ -64,7 +68,7 @@ def plan(low: Lowering) -> Plan:
     for level in range(top + 1):
         for scope in ("shared", "task"):
             mine = [s for s in live if (s.writes()[0].scope, s.writes()[0].level) == (scope, level)]
-            sections.append(Section(scope, level, joined(mine)))  # type: ignore[arg-type]
+            sections.append(Section(scope, level, joined(mine)))
     keep(sections)
     used = {b for s in live for b in (*s.reads(), *s.writes())}
     totals = [t for t in low.totals if t.partial in used]
@@ -78,7 +82,7 @@ def plan(low: Lowering) -> Plan:
     shared = laid(
         (t.whole for t in totals if t.whole.place == "scratch" and t.whole not in places), places, sizes[0]
     )
-    return Plan(sections, places, shared, *sizes[1:], totals)
+    return Plan(sections, places, shared, sizes[1], sizes[2], sizes[3], totals)
 
 
 def ordered(statements: list[Statement]) -> list[Buffer]:
@@ -105,41 +109,30 @@ def joined(statements: list[Statement]) -> list[Loop]:
     read: dict[Buffer, int] = {}
     by: dict[Buffer, Map] = {}
     for s in statements:
-        first = 0
-        alone = (
-            isinstance(s, Call) or s.scatter is not None or (not s.fresh and s.kind == "store") or s.turns()
-        )
+        first, shape = 0, s.shape if isinstance(s, Map) and s.shared_loop() else None
         for b in s.reads():
             if b in wrote:
-                here = loops[wrote[b]]
-                direct = not alone and here.shape == s.shape and in_step(s, b, by.get(b))  # type: ignore[union-attr]
+                direct = shape is not None and loops[wrote[b]].shape == shape and in_step(s, b, by.get(b))
                 first = max(first, wrote[b] + (not direct))
         for b in s.writes():
             first = max(first, wrote.get(b, -1) + 1, read.get(b, -1) + 1)
-        at = len(loops)
-        if not alone:
-            fits = (
-                i
-                for i in range(first, len(loops))
-                if loops[i].shape == s.shape and len(loops[i].statements) < MOST
-            )  # type: ignore[union-attr]
-            at = next(fits, len(loops))
+        at = next((i for i in range(first, len(loops)) if loops[i].takes(shape)), len(loops))
         if at == len(loops):
-            loops.append(Loop([], None if alone else s.shape))  # type: ignore[union-attr]
+            loops.append(Loop([], shape))
         loops[at].statements.append(s)
         for b in s.reads():
             read[b] = max(read.get(b, -1), at)
         for b in s.writes():
             by.pop(b, None)
-            if b not in wrote and isinstance(s, Map) and not alone and s.kind == "store":
+            if b not in wrote and isinstance(s, Map) and shape is not None and s.kind == "store":
                 by[b] = s
             wrote[b] = at
     return loops
 
 
-def in_step(s: Map, buffer: Buffer, source: Map | None) -> bool:
+def in_step(s: Statement, buffer: Buffer, source: Map | None) -> bool:
     """Whether a statement reads just the number that another one writes at the same index."""
-    if source is None:
+    if source is None or isinstance(s, Call):
         return False
     for x in s.operands:
         view = x.view if isinstance(x, (Indirect, Address)) else x

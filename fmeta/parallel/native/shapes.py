@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from fmeta.parallel.native.axis import Op
@@ -138,3 +139,24 @@ def changed_in_place(ops: list[Op]) -> set[Op]:
                 follows = name in VIEWS or name == "" or writes(name)
                 found = found.args[0] if follows and found.args else None
     return roots
+
+
+def needed(ops: list[Op], outputs: list[Op]) -> set[Op]:
+    """Operations whose numbers a result depends on; of some, like ``zeros_like``, the shape alone is read."""
+    found = set(outputs)
+    for op in reversed(ops):
+        name = spelled(op.target)
+        if op in found or any(r in found for r in op.results.values()) or writes(name):
+            found.add(op)
+            if name not in FILLED:
+                found.update(operands((op.args, op.kwargs)))
+    return found
+
+
+def operands(args: Any) -> Iterator[Op]:
+    """Operations among arguments."""
+    if isinstance(args, Op):
+        yield args
+    elif isinstance(args, (list, tuple, dict)):
+        for x in args.values() if isinstance(args, dict) else args:
+            yield from operands(x)

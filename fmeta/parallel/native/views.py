@@ -101,7 +101,8 @@ def select(low: Lowering, op: Op) -> Value:
 def slice_(low: Lowering, op: Op) -> Value:
     """``slice``."""
     x, *rest = op.args
-    d, begin, end, step = [*rest, *[0, None, None, 1][len(rest) :]]
+    given: list[Any] = [*rest, *[0, None, None, 1][len(rest) :]]
+    d, begin, end, step = given
     d %= len(x.shape)
     if d == x.axis:
         if op.shape != x.shape or begin not in (None, 0):
@@ -109,6 +110,16 @@ def slice_(low: Lowering, op: Op) -> Value:
         return low.values[x]
     begin, end, step = slice(begin, end, step).indices(x.shape[d])
     return part(low.values[x], d, begin, op.shape[d], step)
+
+
+def flip(low: Lowering, op: Op) -> Value:
+    """``flip``."""
+    value, x = low.values[op.args[0]], op.args[0]
+    for d in {d % len(x.shape) for d in op.args[1]}:
+        if d == x.axis:
+            raise Unsupported("tasks in another order")
+        value = part(value, d, x.shape[d] - 1, x.shape[d], -1)
+    return value
 
 
 def split(low: Lowering, op: Op) -> list[Value]:
@@ -229,6 +240,7 @@ RULES = {
     "expand": expand,
     "select": select,
     "slice": slice_,
+    "flip": flip,
     **dict.fromkeys(("split", "split_with_sizes", "unbind"), split),
     **dict.fromkeys((*shapes.FILLED, "full", "full_like", "scalar_tensor", "new_full"), constant),
     "arange": arange,

@@ -1,0 +1,410 @@
+"""Kernels of our own for a CPU: operation by operation the numbers of torch, for any number of tasks."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from cases import CASES, Case, each
+from helpers import assert_trees_close
+from torch import Tensor
+from torch.func import grad, jvp, vmap
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+
+import fmeta
+from fmeta import Plan
+from fmeta.parallel import kernels
+from fmeta.parallel.native.axis import axes_of
+from fmeta.parallel.native.build import native
+from fmeta.parallel.native.ir import Unsupported
+
+pytestmark = pytest.mark.compiles
+TASKS = 3
+
+
+def build(fn: Callable[..., Any], *args: Any, axes: tuple[int | None, ...]) -> Any:
+    """A compiled form of a function of pytrees."""
+    flat, spec = pytree.tree_flatten(args)
+    with torch.no_grad():
+        made = native(fn, flat, spec, axes_of(args, axes))
+
+    def call(*args: Any) -> Any:
+        return pytree.tree_unflatten(made.run(pytree.tree_leaves(args)), made.out_spec)
+
+    return call
+
+
+def check(fn: Callable[..., Any], *args: Any, axes: tuple[int | None, ...], within: float = 1e-11) -> None:
+    """Equal to torch for the tasks of the example, and for another number of them."""
+    call = build(fn, *args, axes=axes)
+    rows = torch.tensor([2, 0, 1, 1, 0])
+    other = [
+        a if axis is None else pytree.tree_map(lambda x, d=axis: x.index_select(d, rows), a)
+        for a, axis in zip(args, axes, strict=True)
+    ]
+    for given in (args, other):
+        want = pytree.tree_map(lambda x: x.detach(), fn(*given))
+        got = call(*given)
+        for a, b in zip(pytree.tree_leaves(got), pytree.tree_leaves(want), strict=True):
+            assert (a.shape, a.dtype) == (b.shape, b.dtype)
+            torch.testing.assert_close(a, b, rtol=within, atol=within, equal_nan=True)
+
+
+def numbers(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+ONE = {
+    name: getattr(torch, name)
+    for name in (
+        "neg abs exp expm1 sin cos tanh sigmoid erf floor ceil round sign relu square atan sinh cosh "
+        "isnan isfinite trunc frac"
+    ).split()
+} | {
+    "log": lambda x: torch.log(x.abs() + 0.1),
+    "log1p": lambda x: torch.log1p(x.abs()),
+    "sqrt": lambda x: x.abs().sqrt(),
+    "rsqrt": lambda x: (x.abs() + 0.1).rsqrt(),
+    "reciprocal": lambda x: (x + 9).reciprocal(),
+    "asin": lambda x: torch.asin(x.clamp(-0.9, 0.9)),
+    "clamp": lambda x: x.clamp(-0.5, 0.7),
+    "clamp below": lambda x: x.clamp(min=-0.5),
+    "powers": lambda x: x**2 + x**3 + (x.abs() + 0.1) ** 0.5 + (x.abs() + 0.1) ** 1.7 + (x + 9) ** -1,
+    "leaky relu": lambda x: F.leaky_relu(x, 0.2),
+    "elu": F.elu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "softplus": F.softplus,
+    "hardtanh": F.hardtanh,
+    "mish": F.mish,
+    "log softmax": lambda x: F.log_softmax(x, -1),
+    "softmax": lambda x: F.softmax(x, 0),
+    "logsumexp": lambda x: torch.logsumexp(x, 0),
+    "layer norm": lambda x: F.layer_norm(x, x.shape[-1:]),
+    "where": lambda x: torch.where(x > 0, x * 2, -x),
+    "to int and back": lambda x: (x * 3).long().double() + (x > 0).double(),
+    "remainder": lambda x: torch.remainder(x, 0.7) + torch.fmod(x, 0.7),
+    "flip": lambda x: x.flip(0, 1) * 2,
+    "flags": lambda x: ((x > 0) & (x < 1)) | ~(x <= 0.5),
+    "norm": lambda x: torch.linalg.vector_norm(x),
+}
+"""Functions of a tensor of one task."""
+
+REDUCTIONS = {
+    f"{name} {dim}": functools.partial(lambda x, f, d: getattr(torch, f)(x, d), f=name, d=dim)
+    for name in ("sum", "mean", "amax", "amin", "argmax")
+    for dim in (0, 1)
+} | {
+    "sum": torch.sum,
+    "mean": torch.mean,
+    "all": lambda x: (x > -9).all(),
+    "any": lambda x: (x > 9).any(),
+    "prod": lambda x: x.prod(),
+    "var": lambda x: x.var(0),
+    "std": lambda x: x.std(1),
+}
+
+SHAPES = {
+    "transposed": lambda x: x.mT * 2,
+    "flat": lambda x: x.mT.reshape(-1) + 1,
+    "cat": lambda x: torch.cat([x, x * 2, x[:1]], 0),
+    "stack": lambda x: torch.stack([x, x + 1], 1),
+    "slices": lambda x: x[1:, ::2] - x[:-1, 1::2],
+    "one": lambda x: x[1] * x[:, 0].sum(),
+    "split": lambda x: x.split(2, 1)[1] * 2,
+    "unbound": lambda x: x.unbind(0)[2] + 1,
+    "padded": lambda x: F.pad(x, (1, 2, 0, 1), value=0.5),
+    "cropped": lambda x: F.pad(x, (-1, 1)),
+    "unsqueezed": lambda x: (x[None] * x[:, None]).squeeze(),
+    "expanded": lambda x: x[0].expand(5, -1).sum(0),
+    "zeros": lambda x: torch.zeros_like(x) * x + torch.ones_like(x),
+    "arange": lambda x: x * torch.arange(x.shape[1], dtype=x.dtype),
+    "eye": lambda x: x @ torch.ones(x.shape[1], 2, dtype=x.dtype),
+    "unchanged": lambda x: x,
+    "einsum": lambda x: torch.einsum("ij,kj->ik", x, x),
+}
+
+
+@pytest.mark.parametrize("table", [ONE, REDUCTIONS, SHAPES], ids=["numbers", "reductions", "shapes"])
+def test_operations_of_a_task(table: dict[str, Callable[[Tensor], Tensor]]) -> None:
+    def every(x: Tensor) -> dict[str, Tensor]:
+        return {name: vmap(f)(x) for name, f in table.items()}
+
+    check(every, numbers(TASKS, 4, 6), axes=(0,))
+
+
+@pytest.mark.parametrize("names", [list(ONE)[:22], list(ONE)[22:]], ids=["first", "second"])
+def test_derivatives_of_a_task(names: list[str]) -> None:
+    """First and second derivatives, the second along a direction."""
+    smooth = [n for n in names if n not in ("isnan", "isfinite", "flags")]
+
+    def every(x: Tensor, v: Tensor) -> dict[str, Any]:
+        def of(f: Callable[[Tensor], Tensor]) -> Any:
+            slope = grad(lambda x: (f(x) * f(x)).sum())
+            return vmap(slope)(x), jvp(vmap(slope), (x,), (v,))[1]
+
+        with fmeta.functional.differentiable():
+            return {name: of(ONE[name]) for name in smooth}
+
+    check(every, numbers(TASKS, 3, 5), numbers(TASKS, 3, 5, seed=1), axes=(0, 0), within=1e-9)
+
+
+def test_sums_over_tasks() -> None:
+    def fn(w: Tensor, x: Tensor) -> Any:
+        y = vmap(lambda x: x @ w)(x)
+        shared = (w * 2).sum(0)
+        whole = grad(lambda w: vmap(lambda x: (x @ w).tanh().sum())(x).mean())(w)
+        centred = y - y.mean(0)  # a second loop over tasks
+        return whole, y.sum((0, 1)), y.mean(), shared, centred, (y > -9).all(), y.amax((0, 2)), whole.norm()
+
+    check(fn, numbers(5, 7), numbers(TASKS, 4, 5), axes=(None, 0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_products_of_all_sizes(dtype: torch.dtype) -> None:
+    """Blocks and what is left over, either operand transposed, of a task's own or shared."""
+    sizes = [(1, 3, 5), (4, 1, 40), (5, 9, 1), (7, 40, 13), (33, 17, 9), (13, 8, 64), (20, 65, 31)]
+    made = [(numbers(TASKS, m, k, dtype=dtype), numbers(k, n, dtype=dtype)) for m, k, n in sizes]
+
+    def fn(pairs: list[Any], shared: list[Any]) -> list[Tensor]:
+        out = []
+        for a, b in zip(pairs, shared, strict=True):
+            own = a.mT.contiguous() * 0.5
+            out += [a @ b, (b.mT @ own), vmap(lambda a: a @ a.mT)(a), vmap(lambda a: a.mT @ a)(a)]
+            out += [a.flatten(0, 1).mT @ a.flatten(0, 1), torch.baddbmm(a[:, :1, :1], a, own)]
+        return out
+
+    within = 1e-11 if dtype == torch.float64 else 2e-4
+    check(fn, [a for a, _ in made], [b for _, b in made], axes=(0, None), within=within)
+
+
+CONVOLUTIONS = [
+    dict(size=(7, 6), c=3, f=4, k=(3, 3), stride=2, padding=1),
+    dict(size=(6, 6), c=1, f=9, k=(3, 3), stride=1, padding=1),
+    dict(size=(5, 8), c=2, f=3, k=(1, 1), stride=1, padding=0),
+    dict(size=(9, 7), c=2, f=3, k=(2, 3), stride=(3, 1), padding=(0, 2)),
+    dict(size=(8, 8), c=2, f=2, k=(1, 1), stride=2, padding=0),
+    dict(size=(6, 7), c=4, f=6, k=(3, 2), stride=1, padding=1, groups=2),
+    dict(size=(9, 9), c=2, f=3, k=(5, 5), stride=2, padding=2),
+]
+
+
+@pytest.mark.parametrize("setting", CONVOLUTIONS, ids=str)
+def test_convolutions_and_their_derivatives(setting: dict[str, Any]) -> None:
+    """Weights shared and of each task, as the engine meets them: the gradient, and its derivative along a direction."""
+    groups = setting.get("groups", 1)
+    x = numbers(TASKS, 2, setting["c"], *setting["size"])
+    w = numbers(setting["f"], setting["c"] // groups, *setting["k"])
+    v = numbers(TASKS, *w.shape, seed=3)
+
+    def loss(w: Tensor, x: Tensor) -> Tensor:
+        y = F.conv2d(x, w, None, setting["stride"], setting["padding"], 1, groups).tanh()
+        return (y * y).sum()
+
+    def fn(w: Tensor, v: Tensor, x: Tensor) -> Any:
+        with fmeta.functional.differentiable():
+            shared = vmap(grad(loss, (0, 1)), (None, 0))(w, x)
+            own = vmap(grad(loss, (0, 1)))(v, x)
+            across = grad(lambda w: vmap(lambda v, x: jvp(lambda w: loss(w, x), (w,), (v,))[1])(v, x).sum())(
+                w
+            )
+        return shared, own, across
+
+    try:
+        check(fn, w, v, x, axes=(None, 0, 0), within=1e-9)
+    except Unsupported:
+        assert groups > 1, "one group must be known"
+
+
+def test_convolutions_with_groups_or_dilation_forward() -> None:
+    def fn(w: Tensor, d: Tensor, x: Tensor) -> Any:
+        return (
+            vmap(lambda x: F.conv2d(x, w, torch.ones(4, dtype=x.dtype), padding=1, groups=2))(x),
+            vmap(lambda x: F.conv2d(x, d, dilation=2, stride=2))(x),
+        )
+
+    check(fn, numbers(4, 2, 3, 3), numbers(3, 4, 2, 2), numbers(TASKS, 2, 4, 7, 8), axes=(None, None, 0))
+
+
+def test_pooling_and_its_derivatives() -> None:
+    def loss(x: Tensor) -> Tensor:
+        return (F.max_pool2d(x.tanh(), 2) ** 2).sum() + (F.max_pool2d(x, 3, 2, 1) * x.mean()).sum()
+
+    def fn(x: Tensor, v: Tensor) -> Any:
+        with fmeta.functional.differentiable():
+            return vmap(loss)(x), jvp(vmap(grad(loss)), (x,), (v,))
+
+    check(fn, numbers(TASKS, 2, 3, 8, 6), numbers(TASKS, 2, 3, 8, 6, seed=1), axes=(0, 0))
+
+
+def test_numbers_by_index() -> None:
+    """Embeddings, shared and of each task, labels, a step's own rate; and gradients back to them."""
+
+    def loss(table: Tensor, words: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(F.embedding(words, table).mean(1), labels)
+
+    words = torch.randint(0, 6, (TASKS, 4, 6), generator=torch.Generator().manual_seed(0))
+    labels = torch.randint(0, 5, (TASKS, 4), generator=torch.Generator().manual_seed(1))
+    args = numbers(6, 5), torch.tensor(2), words, labels
+
+    def one(table: Tensor, k: Tensor, words: Tensor, labels: Tensor) -> Any:
+        with fmeta.functional.differentiable():
+            value = vmap(grad(loss), (None, 0, 0))(table, words, labels)
+        return value, table.index_select(0, k[None]), table[k[None]], words.gather(2, labels[:, :, None])
+
+    check(one, *args, axes=(None, None, 0, 0))
+
+    def each(tables: Tensor, words: Tensor, labels: Tensor) -> Any:
+        with fmeta.functional.differentiable():
+            return vmap(grad(loss))(tables, words, labels)
+
+    check(each, numbers(TASKS, 6, 5), words, labels, axes=(0, 0, 0))
+
+
+def test_an_index_out_of_range_raises() -> None:
+    call = build(lambda table, i: table[i[None]], numbers(6, 5), torch.tensor(2), axes=(None, None))
+    with pytest.raises(IndexError, match="out of bounds"):
+        call(numbers(6, 5), torch.tensor(6))
+
+
+@pytest.mark.parametrize(
+    ("name", "reach"), [("exp", 80.0), ("tanh", 12.0), ("sigmoid", 80.0)], ids=["exp", "tanh", "sigmoid"]
+)
+def test_float32_functions_are_as_exact_as_torch(name: str, reach: float) -> None:
+    """Written out so that they vectorise: within a few units in the last place, and right at the ends."""
+    ends = torch.tensor(
+        [0.0, -0.0, math.inf, -math.inf, math.nan, 1e-20, 1e-40, 88.0, 89.5, -87.5, -95.0, -104.5]
+    )
+    x = torch.cat([torch.linspace(-reach, reach, 20001), torch.linspace(-0.2, 0.2, 2001), ends])
+    call = build(lambda x: getattr(torch, name)(x), x, axes=(None,))
+    got, want = call(x), getattr(torch, name)(x.double())
+    normal = torch.isfinite(want) & (want.abs() < 3e38) & (want.abs() > 1.2e-38)
+    error = (got.double() - want).abs()[normal] / want.abs()[normal]
+    assert error.max() < 6e-7
+    torch.testing.assert_close(got[-len(ends) :][2:5], want[-len(ends) :][2:5].float(), equal_nan=True)
+
+
+def test_what_is_changed_in_place() -> None:
+    """A copy from before a change keeps its numbers; a view of what changes follows."""
+
+    def fn(x: Tensor) -> Any:
+        y = x * 2
+        before, row = y.clone(), y[:, 0]
+        y.div_(x.abs() + 1)
+        y[:, 1].copy_(x[:, 0])
+        return before, row, y, y.sum()
+
+    check(fn, numbers(TASKS, 4, 6), axes=(0,))
+
+
+REFUSED = {
+    "a sort": (lambda x: x.sort(1)[0], (0,)),
+    "a task picked": (lambda x: x[0], (0,)),
+    "tasks reversed": (lambda x: x.flip(0), (0,)),
+    "tasks in the middle": (lambda x: x.transpose(0, 1).reshape(-1), (0,)),
+    "half precision": (lambda x: x.half() * 2, (0,)),
+    "a program by tasks": (lambda x: x * 2 if len(x) == 2 else x + 1 - 3, (0,)),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_known_is_refused(name: str) -> None:
+    fn, axes = REFUSED[name]
+    with pytest.raises(Unsupported):
+        build(fn, numbers(TASKS, 4, 6), axes=axes)
+
+
+def program(seed: int) -> Callable[..., Any]:
+    """A random program on a shared matrix, a task's matrix and a task's vector."""
+    draw = random.Random(seed)
+
+    def fn(w: Tensor, x: Tensor, b: Tensor) -> Any:
+        def one(x: Tensor, b: Tensor) -> Any:
+            pool = [w, x, b, x.mT, w[:, 1:4] * 2]
+            for _ in range(25):
+                p, q = draw.choice(pool), draw.choice(pool)
+                kind = draw.randrange(8)
+                if kind == 0 and p.ndim == q.ndim == 2:
+                    new = p @ (q if q.shape[0] == p.shape[1] else q.mT if q.shape[1] == p.shape[1] else p.mT)
+                    new = new / 5
+                elif kind == 1:
+                    new = p.sum(draw.randrange(p.ndim)) if p.ndim else p
+                elif kind == 2:
+                    new = p.tanh() * 1.5 if p.ndim else p + 1
+                elif kind == 3:
+                    new = p.mT if p.ndim == 2 else p.flip(()) if p.ndim else p * 2
+                elif kind == 4 and p.ndim == q.ndim and p.shape[-1:] == q.shape[-1:] and p.ndim == 2:
+                    new = torch.cat([p, q])[: draw.randrange(2, 9)]
+                elif kind == 5 and p.shape == q.shape:
+                    new = torch.where(p > q, p, q * 0.5)
+                elif kind == 6 and p.ndim == 2:
+                    new = (p - p.mean(0)) / (p.var(1, keepdim=True) + 1).sqrt()
+                else:
+                    new = p * q if p.ndim == 0 or q.ndim == 0 or p.shape == q.shape else p.relu() - 0.3
+                pool.append(new)
+            return pool[5:]
+
+        state = draw.getstate()
+
+        def again(x: Tensor, b: Tensor) -> Any:
+            draw.setstate(state)
+            return one(x, b)
+
+        values = vmap(again)(x, b)
+        total = sum(v.sum() for v in values)
+        return values, total
+
+    start = draw.getstate()
+
+    def repeated(*args: Tensor) -> Any:
+        draw.setstate(start)
+        return fn(*args)
+
+    return repeated
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_programs(seed: int) -> None:
+    """Whatever the order of loops and the reuse of memory, the numbers are those of torch."""
+    check(
+        program(seed), numbers(4, 5), numbers(TASKS, 6, 5), numbers(TASKS, 5), axes=(None, 0, 0), within=1e-9
+    )
+
+
+def test_threads_change_rounding_only() -> None:
+    def fn(w: Tensor, x: Tensor) -> Tensor:
+        return grad(lambda w: vmap(lambda x: (x @ w).tanh().sum())(x).mean())(w)
+
+    w, x = numbers(9, 17), numbers(64, 8, 9)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(build(fn, w, x, axes=(None, 0))(w, x))
+    finally:
+        torch.set_num_threads(before)
+    for a, b in itertools.pairwise(found):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@each([case for case in CASES if case.compiled])
+def test_the_kernels_of_every_case_are_our_own(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "by_inductor", lambda fn, *args: pytest.fail(f"inductor for {fn.__name__}"))
+    algorithm, meta, tasks = case.make()
+    fmeta.meta_grad(algorithm, Plan(compile=True))(meta, tasks)
+
+
+def test_inductor_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FMETA_COMPILER", "inductor")
+    monkeypatch.setattr(kernels, "native", lambda *args: pytest.fail("not inductor"))
+    algorithm, meta, tasks = next(case for case in CASES if case.compiled).make()
+    got = fmeta.meta_grad(algorithm, Plan(compile=True))(meta, tasks)
+    assert_trees_close(got, fmeta.meta_grad(algorithm, Plan(compile=False))(meta, tasks), 1e-9)
