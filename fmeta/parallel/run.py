@@ -87,11 +87,8 @@ class Runner:
     def steps(self, loop: InnerLoop, compiled: bool) -> Any:
         """The pieces of a meta-gradient, as kernels where compiled."""
         steps = Steps(loop, self.traits or Traits(), self.plan.randomness)
-        if not compiled:
-            return steps
-        return SimpleNamespace(
-            **{name: self.kernel(name, getattr(steps, name), axes) for name, axes in KERNELS.items()}
-        )
+        made = {n: self.kernel(n, getattr(steps, n), axes) for n, axes in KERNELS.items() if compiled}
+        return SimpleNamespace(**made) if compiled else steps
 
     def engine(self, loop: InnerLoop, mode: Mode) -> MetaGradient:
         """The meta-gradient of one chunk."""

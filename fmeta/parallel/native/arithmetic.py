@@ -163,12 +163,10 @@ def converted(low: Lowering, op: Op) -> Value:
     if value.dtype == op.dtype:
         return value
     if isinstance(value, Const):
-        number = (
-            value.value
-            if isinstance(value.value, str)
-            else torch.tensor(value.value, dtype=op.dtype).tolist()
-        )
-        return Const(number, op.shape, op.dtype)
+        known: Any = value.value
+        if not isinstance(known, str):
+            known = torch.tensor(known, dtype=op.dtype).tolist()
+        return Const(known, op.shape, op.dtype)
     code = "({0} != 0)" if op.dtype == torch.bool else cast("{0}", [value], op.dtype)
     return low.map(code, [value], op.shape, op.dtype)
 

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
@@ -40,6 +41,7 @@ FLAGS = (
     "-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic",  # -O3 takes half as long again, and gains nothing
     "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-w",
 )  # fmt: skip
+POOL = ThreadPoolExecutor(1)
 HERE = pathlib.Path(__file__).parent
 
 
@@ -60,6 +62,8 @@ def native(fn: Callable[..., Any], flat: list[Tensor], spec: Any, axes: list[int
     tasks = next((x.shape[axis] for x, axis in zip(flat, axes, strict=True) if axis is not None), None)
     if tasks is not None and 2 * tasks < torch.get_num_threads():
         raise Unsupported("too few tasks for this many threads")
+    for number in {NAMES[x.dtype] for x in flat if x.dtype in (torch.float32, torch.float64)}:
+        ahead(number)
     graph = one_task(fn, flat, spec, axes)
     low = Lowering(graph, RULES).run()
     emitter = Emitter(low)
@@ -95,7 +99,7 @@ def machine_flags() -> tuple[str, ...]:
 def library(text: str) -> Any:
     """The kernel of a text."""
     calls = "product(" in text or "transpose(" in text
-    objects = [str(products_object(name)) for name in ("float", "double") if calls and name in text]
+    objects = [str(ahead(name).result()) for name in ("float", "double") if calls and name in text]
     path = made("kernel.cpp", text, ".so", ["-shared", *objects])
     kernel = ctypes.CDLL(str(path)).kernel
     kernel.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]
@@ -104,6 +108,11 @@ def library(text: str) -> Any:
 
 
 @functools.cache
+def ahead(number: str) -> Future[pathlib.Path]:
+    """The products for a type of numbers, being compiled while the first function is traced."""
+    return POOL.submit(products_object, number)
+
+
 def products_object(number: str) -> pathlib.Path:
     """The products of ``products.cpp``, compiled once for a machine."""
     text = (HERE / "products.cpp").read_text()

@@ -136,14 +136,8 @@ def in_place(low: Lowering, op: Op) -> Value:
     if isinstance(value, Const) or value.buffer.place == "argument":
         raise Unsupported("an argument written to")
     others = [low.value(a) for a in op.args[1:] if not isinstance(a, bool)]
-    codes = {key: rule.code for key, rule in CODES.items()} | {
-        "copy": "{1}",
-        "fill": "{1}",
-        "zero": "0",
-        "div": "({0} / {1})",
-        "mul": "({0} * {1})",
-    }
-    codes |= {"add": "({0} + {1})", "sub": "({0} - {1})"}
+    codes = {key: rule.code for key, rule in CODES.items()}
+    codes |= {"copy": "{1}", "fill": "{1}", "zero": "0", "add": "({0} + {1})", "sub": "({0} - {1})"}
     if name not in codes or op.kwargs.get("alpha", 1) != 1:
         raise Unsupported(f"the operation {op.target}")
     operands = [value, *(shapes.expand(v, value.shape) for v in others)]
