@@ -213,7 +213,7 @@ def taken(free: list[tuple[int, int]], size: int) -> int:
         if room >= size:
             free[i : i + 1] = [(at + size, room - size)] if room > size else []
             return at
-    raise AssertionError("the last place is endless")
+    raise AssertionError("taken: expected an endless last place, got none")
 
 
 def given_back(free: list[tuple[int, int]], at: int, size: int) -> None:
