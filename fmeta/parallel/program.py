@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from fmeta import tree
+from fmeta.parallel.forms import form_of, put_together
 
 FlatKernel = Callable[[list[Tensor]], list[Tensor]]
 
@@ -127,7 +128,8 @@ class Recorder(TorchDispatchMode):
             return None
         outputs = [self.registers[leaf] for leaf in leaves]
         instructions = list(freed(self.instructions, {*outputs, NOTHING}))
-        return Program(instructions, self.inputs, len(self.like), outputs, spec)
+        plain = form_of(result)
+        return Program(instructions, self.inputs, len(self.like), outputs, spec, plain and plain[1])
 
 
 @functools.cache
@@ -181,6 +183,8 @@ class Program(NamedTuple):
     registers: int
     outputs: list[int]
     spec: Any
+    form: Any
+    """Of the result where it is made of plain containers, else None."""
 
     def __call__(self, flat: list[Tensor], /) -> Any:
         """Replay on tensors like those recorded; the result has the structure of the recorded one."""
@@ -197,7 +201,8 @@ class Program(NamedTuple):
                 self.operation(values, call, args, kwargs, outputs)
             for number in free:
                 values[number] = None
-        return tree.unflatten([values[i] for i in self.outputs], self.spec)
+        results = [values[i] for i in self.outputs]
+        return put_together(self.form, iter(results)) if self.form else tree.unflatten(results, self.spec)
 
     @staticmethod
     def operation(values: list[Any], call: Any, args: Any, kwargs: Any, outputs: tuple[int, ...]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fmeta import tree
 from fmeta.parallel.boundary import translated
+from fmeta.parallel.forms import form_of
 from fmeta.parallel.precision import products
 from fmeta.parallel.program import Program, Recorder
 
@@ -43,8 +44,10 @@ class Replay:
 
     def __call__(self, *args: Any) -> Any:
         """The value of the function."""
-        flat, spec = tree.flatten(args)
-        if not self.wanted or not replayable(flat):
+        if not self.wanted:
+            return self.fn(*args)
+        flat, spec = form_of(args) or tree.flatten(args)
+        if not replayable(flat):
             return self.fn(*args)
         flat = [x if x.is_contiguous() else x.contiguous() for x in flat]
         key = (spec, torch.is_grad_enabled(), *[(x.shape, x.dtype, x.device) for x in flat])
@@ -56,7 +59,7 @@ class Replay:
             result = self.fn(*args)
             self.calls[key] = "record"
             return result
-        return self.record(key, flat, spec) if how == "record" else self.fn(*args)
+        return self.record(key, flat, tree.flatten(args)[1]) if how == "record" else self.fn(*args)
 
     def record(self, key: Any, flat: list[Tensor], spec: Any) -> Any:
         """Call the function, and keep what it did; what cannot be replayed runs as it is from then on."""

@@ -81,7 +81,9 @@ class Runner:
             with torch.set_grad_enabled(inside), differentiable(), torch.random.fork_rng():
                 k = torch.zeros((), dtype=torch.int64, device=tree.device(meta, tasks))
                 self.traits = probe(self.loop, meta, tree.select(tasks, 0), k)
-        flops = found.flops * tree.leaves(tasks)[0].shape[0]
+        # On a CPU one kernel for all of a single step saves what its parts would compute twice.
+        on_cpu = tree.device(meta).type == "cpu"
+        flops = 0.0 if on_cpu else found.flops * tree.leaves(tasks)[0].shape[0]
         return Mode(self.plan, inside or found.captures, found.random, training, flops)
 
     def steps(self, loop: InnerLoop, compiled: bool) -> Any:

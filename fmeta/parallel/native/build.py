@@ -166,35 +166,37 @@ class Result(NamedTuple):
 def caller(kernel: Any, low: Lowering, constants: list[Tensor]) -> Any:
     """A function of a list of tensors around a kernel."""
     pairs = zip(low.results, low.graph.outputs, strict=True)
-    rooms = [Result(b.dtype, op.shape, op.axis) for (b, _), op in pairs]
+    results = [Result(b.dtype, op.shape, op.axis) for (b, _), op in pairs]
     moved = [(i, op.axis) for i, op in enumerate(low.graph.inputs) if op.axis]
+    turned = [(i, r.axis) for i, r in enumerate(results) if r.axis]
     with_tasks = [(i, op.shape[op.axis]) for i, op in enumerate(low.graph.inputs) if op.axis is not None]
-    pointers = ctypes.c_void_p * (len(low.graph.inputs) + len(rooms))
+    index, size = with_tasks[0] if with_tasks else (0, 0)
+    pointers = ctypes.c_void_p * (len(low.graph.inputs) + len(results))
+    rooms: dict[int, list[tuple[tuple[int, ...], torch.dtype]]] = {}
 
     def run(inputs: list[Tensor]) -> list[Tensor]:
-        inputs = [*inputs, *(x.contiguous() for x in constants)]
+        inputs = [*inputs, *[x.contiguous() for x in constants]]
         for i, axis in moved:
             inputs[i] = inputs[i].movedim(axis, 0).contiguous()
-        tasks = 1
-        if with_tasks:  # tasks are outermost by now
-            i, size = with_tasks[0]
-            tasks = inputs[i].shape[0] // size
-        outs = [room(r, tasks) for r in rooms]
-        bad = kernel(
-            pointers(*[x.data_ptr() for x in inputs], *[x.data_ptr() for x in outs]),
-            tasks,
-            torch.get_num_threads(),
-        )
+        tasks = inputs[index].shape[0] // size if size else 1  # tasks are outermost by now
+        if tasks not in rooms:
+            rooms[tasks] = [(shape_of(r, tasks), r.dtype) for r in results]
+        outs = [torch.empty(shape, dtype=dtype) for shape, dtype in rooms[tasks]]
+        given = pointers(*[x.data_ptr() for x in inputs], *[x.data_ptr() for x in outs])
+        bad = kernel(given, tasks, torch.get_num_threads())
+        if bad >= 2:
+            raise RuntimeError("kernel: expected memory for the numbers of a task, can't allocate memory")
         if bad:
             raise IndexError("kernel: expected indices within their tensors, got one that is out of bounds")
-        return [x.movedim(0, r.axis) if r.axis else x for x, r in zip(outs, rooms, strict=True)]
+        for i, axis in turned:
+            outs[i] = outs[i].movedim(0, axis)
+        return outs
 
     return run
 
 
-def room(r: Result, tasks: int) -> Tensor:
-    """Memory for a result, tasks first."""
+def shape_of(r: Result, tasks: int) -> tuple[int, ...]:
+    """The shape of a result, tasks first."""
     if r.axis is None:
-        return torch.empty(r.shape, dtype=r.dtype)
-    rest = (*r.shape[: r.axis], *r.shape[r.axis + 1 :])
-    return torch.empty((tasks * r.shape[r.axis], *rest), dtype=r.dtype)
+        return r.shape
+    return (tasks * r.shape[r.axis], *r.shape[: r.axis], *r.shape[r.axis + 1 :])

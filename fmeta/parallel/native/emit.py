@@ -17,7 +17,7 @@ COMBINE = {
 
 
 class Emitter:
-    """Writes ``int kernel(void** p, int64_t T, int threads)``, which returns 1 for an index out of range."""
+    """Writes ``int kernel(void** p, int64_t T, int threads)``, 1: an index out of bounds, 2: no memory."""
 
     def __init__(self, low: Lowering) -> None:
         """Arguments are the inputs, then the results."""
@@ -32,8 +32,10 @@ class Emitter:
         out("int bad = 0; (void)bad;")
         if p.shared_bytes:
             out(f"char* const shared = fm_scratch({p.shared_bytes}, 0);")
+            out("if (!shared) return 2;")
         if p.persist_bytes:
             out(f"char* const persist = (char*)aligned_alloc(64, T * {p.persist_bytes});")
+            out("if (!persist) return 2;")
         for section in p.sections:
             if section.scope == "shared":
                 self.shared(section)
@@ -63,19 +65,21 @@ class Emitter:
         totals = [t for t in p.totals if t.partial.level == section.level]
         if totals:
             out(f"char* const parts{section.level} = (char*)aligned_alloc(64, threads * {p.partial_bytes});")
+            out(f"if (!parts{section.level}) return 2;")
             out("int used = 1;")
         out("#pragma omp parallel num_threads(threads) if(threads > 1) reduction(|:bad)")
         out("{")
         out("const int n = fm_threads(), me = fm_thread();")
         if p.task_bytes:
             out(f"char* const own = fm_scratch({p.task_bytes}, 1);")
+            out("if (!own) bad |= 2;")
         if totals:
             out(f"char* const part = parts{section.level} + me * {p.partial_bytes};")
             out("if (me == 0) used = n;")
         for t in totals:
             start = f"({NAMES[t.partial.dtype]}){number(FIRST[t.kind])}"
             out(f"fm_fill(part + {p.places[t.partial]}, {t.partial.size}, {start});")
-        out("for (int64_t t = T * me / n; t < T * (me + 1) / n; t++) {")
+        out("for (int64_t t = T * me / n; t < T * (me + 1) / n && bad < 2; t++) {")
         self.pointers(section)
         for loop in section.loops:
             self.loop(loop, wide=False)

@@ -96,7 +96,7 @@ class Nest:
         """The nest."""
         depth = {s: self.depth(s) for s in self.reduces}
         for s in self.reduces:
-            if depth[s] is None and s.fresh:
+            if s.fresh and not self.anew(s):
                 self.filled(s)
         total = math.prod(self.shape)
         serial = self.reduces or any(s.scatter for s in self.maps)
@@ -107,7 +107,7 @@ class Nest:
             if i == 0 and self.wide and total >= WIDE and not serial:
                 self.text("#pragma omp parallel for num_threads(threads) if(threads > 1)")
             elif i == len(self.loops) - 1:
-                self.pragma(depth, i)
+                self.pragma(depth)
             name = f"i{run[-1]}"
             self.text(f"for (int {name} = 0; {name} < {self.size(run)}; {name}++) {{")
         inner = len(self.loops)
@@ -120,17 +120,23 @@ class Nest:
                     self.finish(s)
 
     def depth(self, s: Map) -> int | None:
-        """The loop from which on all are reduced; None where a kept dimension is inside of a reduced one."""
-        flags = [all(s.out.strides[d] == 0 for d in run) for run in self.loops]
-        first = next((i for i, f in enumerate(flags) if f), len(flags))
-        return first if all(flags[first:]) and first < len(flags) else None
+        """The loop from which on all are reduced, so that a sum need not be in memory; None if there is none."""
+        kept = [i for i, run in enumerate(self.loops) if any(s.out.strides[d] for d in run)]
+        first = kept[-1] + 1 if kept else 0
+        return first if first < len(self.loops) else None
 
-    def pragma(self, depth: dict[Map, int | None], i: int) -> None:
+    def anew(self, s: Map) -> bool:
+        """Whether the sums of a reduction come to memory once, and are the first that do."""
+        depth = self.depth(s)
+        reduced = [i for i, run in enumerate(self.loops) if not any(s.out.strides[d] for d in run)]
+        return s.fresh and depth is not None and reduced == list(range(depth, len(self.loops)))
+
+    def pragma(self, depth: dict[Map, int | None]) -> None:
         """What lets a compiler vectorise the innermost loop."""
         inside = [s for s in self.reduces if depth[s] is not None]
         if any(s.scatter for s in self.maps) or any(s.kind not in SIMD for s in inside):
             return
-        if inside and len({s.kind for s in inside}) and all(depth[s] <= i for s in inside):  # type: ignore[operator]
+        if inside:
             clauses = " ".join(f"reduction({SIMD[s.kind]}:{self.sum_of(s)})" for s in inside)
             self.text(f"#pragma omp simd {clauses}")
         else:
@@ -148,7 +154,8 @@ class Nest:
     def finish(self, s: Map) -> None:
         """A sum goes to memory."""
         place = f"{self.text.name(s.out.buffer)}[{self.at(s.out)}]"
-        self.text(f"{place} = {self.sum_of(s)};" if s.fresh else ADD[s.kind].format(place, self.sum_of(s)))
+        add = "{0} = {1};" if self.anew(s) else ADD[s.kind]
+        self.text(add.format(place, self.sum_of(s)))
 
     def operand(self, x: Any, others: list[str]) -> str:
         """C++ for an operand."""

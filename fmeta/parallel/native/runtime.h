@@ -177,7 +177,7 @@ inline int64_t fm_pool(const S* p, int top, int left, int kh, int kw, int dh, in
 }
 FM_INLINE int64_t fm_index(int64_t i, int64_t n, bool wraps, int* bad) {
     if (wraps && i < 0) i += n;
-    if (i < 0 || i >= n) { *bad = 1; return 0; }
+    if (i < 0 || i >= n) { *bad |= 1; return 0; }
     return i;
 }
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from fmeta.parallel.native import shapes
+from fmeta.parallel.native.inline import ready
 from fmeta.parallel.native.ir import (
     NAMES,
     Address,
@@ -62,7 +63,7 @@ class Plan(NamedTuple):
 
 def plan(low: Lowering) -> Plan:
     """Everything about a lowered graph but its text."""
-    live = needed(low)
+    live = needed(low, ready(needed(low, low.statements)))
     top = max((s.writes()[0].level for s in live), default=0)
     sections = []
     for level in range(top + 1):
@@ -90,12 +91,12 @@ def ordered(statements: list[Statement]) -> list[Buffer]:
     return list(dict.fromkeys(b for s in statements for b in s.writes()))
 
 
-def needed(low: Lowering) -> list[Statement]:
+def needed(low: Lowering, statements: list[Statement]) -> list[Statement]:
     """Statements that results depend on."""
     wanted = {b for b, _ in low.results}
     whole = {t.partial: t.whole for t in low.totals}
     found = []
-    for s in reversed(low.statements):
+    for s in reversed(statements):
         if any(b in wanted or whole.get(b) in wanted for b in s.writes()):
             wanted.update(s.reads())
             found.append(s)

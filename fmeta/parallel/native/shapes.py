@@ -100,6 +100,11 @@ def same(a: View, b: View) -> bool:
     return a.shape == b.shape and a.offset == b.offset and all(x == y for x, y in strides)
 
 
+def size(shape: tuple[int, ...]) -> int:
+    """How many numbers."""
+    return math.prod(shape)
+
+
 def before(shape: tuple[int, ...], axis: int) -> int:
     """Numbers in the dimensions before the tasks'."""
     return math.prod(shape[:axis])
