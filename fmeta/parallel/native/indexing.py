@@ -137,7 +137,14 @@ def in_place(low: Lowering, op: Op) -> Value:
         raise Unsupported("an argument written to")
     others = [low.value(a) for a in op.args[1:] if not isinstance(a, bool)]
     codes = {key: rule.code for key, rule in CODES.items()}
-    codes |= {"copy": "{1}", "fill": "{1}", "zero": "0", "add": "({0} + {1})", "sub": "({0} - {1})"}
+    codes |= {
+        "masked_fill": "({1} ? {2} : {0})",
+        "copy": "{1}",
+        "fill": "{1}",
+        "zero": "0",
+        "add": "({0} + {1})",
+        "sub": "({0} - {1})",
+    }
     if name not in codes or op.kwargs.get("alpha", 1) != 1:
         raise Unsupported(f"the operation {op.target}")
     operands = [value, *(shapes.expand(v, value.shape) for v in others)]
@@ -156,5 +163,7 @@ RULES = {
     **dict.fromkeys(("embedding", "index_select", "index"), indexed),
     **dict.fromkeys(("scatter", "scatter_add"), scattered),
     "embedding_dense_backward": embedding_gradient,
-    **dict.fromkeys(("copy_", "fill_", "zero_", "div_", "mul_", "add_", "sub_"), in_place),
+    **dict.fromkeys(
+        (f"{name}_" for name in (*CODES, "masked_fill", "copy", "fill", "zero", "add", "sub")), in_place
+    ),
 }

@@ -101,4 +101,6 @@ def squeezed(s: Map) -> Map:
     )
     scatter = one(s.scatter) if s.scatter else None
     shape = tuple(s.shape[d] for d in kept)
-    return Map(cut(s.out), shape, code, [one(x) for x in s.operands], s.kind, scatter, s.fresh)
+    return Map(
+        s.out if scatter else cut(s.out), shape, code, [one(x) for x in s.operands], s.kind, scatter, s.fresh
+    )
