@@ -86,5 +86,5 @@ def curves(lines: Points, xlabel: str, ylabel: str, title: str) -> Figure | None
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
         axes.minorticks_off()
         axes.grid(alpha=0.25)
-        axes.legend(fontsize=8)
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
     return figure
