@@ -21,12 +21,15 @@ from torch.utils import _pytree as pytree
 import fmeta
 from fmeta import Plan
 from fmeta.parallel import kernels
+from fmeta.parallel.mode import is_small, out_of_memory
+from fmeta.parallel.native import build as build_module
 from fmeta.parallel.native.axis import axes_of
 from fmeta.parallel.native.build import native
 from fmeta.parallel.native.ir import Unsupported
 
 pytestmark = pytest.mark.compiles
 TASKS = 3
+CALLER = build_module.caller
 
 
 def build(fn: Callable[..., Any], *args: Any, axes: tuple[int | None, ...]) -> Any:
@@ -188,6 +191,7 @@ def test_products_of_all_sizes(dtype: torch.dtype) -> None:
 
 CONVOLUTIONS = [
     dict(size=(7, 6), c=3, f=4, k=(3, 3), stride=2, padding=1),
+    dict(size=(1, 5), c=3, f=2, k=(3, 3), stride=1, padding=1),
     dict(size=(6, 6), c=1, f=9, k=(3, 3), stride=1, padding=1),
     dict(size=(5, 8), c=2, f=3, k=(1, 1), stride=1, padding=0),
     dict(size=(9, 7), c=2, f=3, k=(2, 3), stride=(3, 1), padding=(0, 2)),
@@ -218,10 +222,7 @@ def test_convolutions_and_their_derivatives(setting: dict[str, Any]) -> None:
             )
         return shared, own, across
 
-    try:
-        check(fn, w, v, x, axes=(None, 0, 0), within=1e-9)
-    except Unsupported:
-        assert groups > 1, "one group must be known"
+    check(fn, w, v, x, axes=(None, 0, 0), within=1e-9)
 
 
 def test_convolutions_with_groups_or_dilation_forward() -> None:
@@ -397,14 +398,54 @@ def test_threads_change_rounding_only() -> None:
 
 @each([case for case in CASES if case.compiled])
 def test_the_kernels_of_every_case_are_our_own(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "by_inductor", lambda fn, *args: pytest.fail(f"inductor for {fn.__name__}"))
+    others: list[str] = []
+    monkeypatch.setattr(kernels, "by_inductor", lambda fn, *args: others.append(fn.__name__))
     algorithm, meta, tasks = case.make()
-    fmeta.meta_grad(algorithm, Plan(compile=True))(meta, tasks)
+    found: list[Any] = []
+    monkeypatch.setattr(build_module, "caller", lambda *args: found.append(args) or CALLER(*args))
+    got = fmeta.meta_grad(algorithm, Plan(compile=True))(meta, tasks)
+    assert found and not others
+    assert_trees_close(got, fmeta.meta_grad(algorithm, Plan(compile=False))(meta, tasks), 1e-9)
 
 
 def test_inductor_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FMETA_COMPILER", "inductor")
-    monkeypatch.setattr(kernels, "native", lambda *args: pytest.fail("not inductor"))
+    monkeypatch.setattr(build_module, "caller", lambda *args: pytest.fail("not inductor"))
     algorithm, meta, tasks = next(case for case in CASES if case.compiled).make()
     got = fmeta.meta_grad(algorithm, Plan(compile=True))(meta, tasks)
     assert_trees_close(got, fmeta.meta_grad(algorithm, Plan(compile=False))(meta, tasks), 1e-9)
+
+
+def test_where_our_own_kernels_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a compiler, with one that fails, and with more threads than tasks can use."""
+    x = numbers(TASKS, 4, 6)
+    with monkeypatch.context() as patch:
+        patch.setattr(build_module, "compiler", lambda: None)
+        with pytest.raises(Unsupported, match="no C"):
+            build(lambda x: x * 2.5, x, axes=(0,))
+    with monkeypatch.context() as patch:
+        patch.setattr(build_module, "compiler", lambda: "false")
+        with pytest.raises(Unsupported, match="compiler failed"):
+            build(lambda x: x * 2.625, x, axes=(0,))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: 7)
+        with pytest.raises(Unsupported, match="too few tasks"):
+            build(lambda x: x * 2.75, x, axes=(0,))
+
+
+def test_a_kernel_without_memory_raises_what_halves_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_module, "library", lambda text: lambda *args: 2)
+    call = build(lambda x: x * 2.875, numbers(TASKS, 4, 6), axes=(0,))
+    with pytest.raises(RuntimeError) as error:
+        call(numbers(TASKS, 4, 6))
+    assert out_of_memory(error.value)
+
+
+def test_large_steps_are_one_kernel_where_they_are_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    assert is_small(Plan(), cpu, 1e12)
+    assert not is_small(Plan(precision="bf16"), cpu, 1e12)
+    assert is_small(Plan(precision="bf16"), cpu, 1e6)
+    assert not is_small(Plan(), torch.device("cuda"), 1e12)
+    monkeypatch.setenv("FMETA_COMPILER", "inductor")
+    assert not is_small(Plan(), cpu, 1e12)

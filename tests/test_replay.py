@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 import weakref
+from collections import OrderedDict
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from helpers import assert_trees_close, assert_trees_equal
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 import fmeta
 from fmeta import tree
 from fmeta.parallel import cuda
+from fmeta.parallel.forms import form_of, put_together
 from fmeta.parallel.program import Program, Recorder
 from fmeta.parallel.replay import Replay
 from fmeta.parallel.rewrite import multiply_and_sum
@@ -246,3 +249,22 @@ def test_a_kernel_may_free_its_inputs() -> None:
     assert program is not None
     torch.testing.assert_close(program([x]), 4 * x)
     assert alive == [1, 1], "x is the caller's; what the first kernel made is gone inside the second"
+
+
+class Pair(NamedTuple):
+    first: Any
+    second: Any
+
+
+def test_plain_trees_are_taken_apart_as_pytrees_are() -> None:
+    a, b, c, d = torch.zeros(4, 1).unbind()
+    value = ({"z": a, "a": [b]}, Pair(c, (d,)), (), {})
+    found = form_of(value)
+    assert found is not None
+    leaves, form = found
+    assert [x is y for x, y in zip(leaves, pytree.tree_leaves(value), strict=True)] == [True] * 4
+    assert put_together(form, iter(leaves)) == value
+    assert type(put_together(form, iter(leaves))[1]) is Pair
+    assert form != form_of(({"a": a, "z": [b]}, Pair(c, (d,)), (), {}))[1]  # type: ignore[index]
+    for other in (OrderedDict(x=a), {"x": None}, {"x": 1.0}):
+        assert form_of(other) is None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils.flop_counter import flop_registry
 
-from fmeta.parallel.program import NOTHING, Instruction, Register, reads
+from fmeta.parallel.program import NOTHING, FlatKernel, Instruction, Register, reads
 
 aten = torch.ops.aten
 Like = dict[Any, tuple[torch.Size, torch.dtype]]
@@ -31,6 +31,14 @@ class Cost(NamedTuple):
     flops: int  # of matrix products and convolutions; a multiplication and an addition are two
     moved: int  # bytes that go in and out
     peak: int  # bytes
+
+
+class Built(NamedTuple):
+    """A compiled function of a list of tensors, the structure of its result, and what a call costs."""
+
+    run: FlatKernel
+    out_spec: Any
+    cost: Cost
 
 
 class Operation(NamedTuple):

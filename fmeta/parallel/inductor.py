@@ -21,20 +21,11 @@ from torch import Tensor
 from fmeta import tree
 from fmeta.parallel import modules
 from fmeta.parallel.convolutions import as_products
-from fmeta.parallel.cost import Cost, cost_of_graph
+from fmeta.parallel.cost import Built, Cost, cost_of_graph
 from fmeta.parallel.faster import faster_as_product
-from fmeta.parallel.program import FlatKernel
 from fmeta.parallel.rewrite import multiply_and_sum
 from fmeta.parallel.store import cache_folder
 from fmeta.parallel.trace import Traced, own_copy, trace
-
-
-class Built(NamedTuple):
-    """A compiled function of a list of tensors, and the structure of its result."""
-
-    run: FlatKernel
-    out_spec: Any
-    cost: Cost
 
 
 class Prepared(NamedTuple):

@@ -9,7 +9,6 @@ step index among it), and every closure must be pure.
 from __future__ import annotations
 
 import logging
-import os
 import time
 import warnings
 from collections.abc import Callable
@@ -20,7 +19,8 @@ from torch import Tensor
 
 from fmeta import tree
 from fmeta.functional import differentiable
-from fmeta.parallel.inductor import Built, by_inductor
+from fmeta.parallel.cost import Built
+from fmeta.parallel.inductor import by_inductor
 from fmeta.parallel.native.axis import Axes, axes_of
 from fmeta.parallel.native.build import native
 from fmeta.parallel.native.ir import Unsupported
@@ -109,14 +109,10 @@ def reason_not_to_compile() -> str:
 
 
 def compile_flat(fn: Callable[..., Any], flat: list[Tensor], spec: Any, axes: list[int | None]) -> Built:
-    """Compile ``fn`` for tensors like ``flat``, or find it compiled: on a CPU by our own means, where these do.
-
-    ``FMETA_COMPILER=inductor`` in the environment leaves everything to inductor.
-    """
-    if os.environ.get("FMETA_COMPILER") != "inductor":
-        try:
-            with torch.no_grad():
-                return Built(*native(fn, flat, spec, axes))
-        except Unsupported as why:
-            LOG.debug("inductor compiles %s: %s", getattr(fn, "__name__", "a kernel"), why)
+    """Compile ``fn`` for tensors like ``flat``, or find it compiled: on a CPU by our own means, where these do."""
+    try:
+        with torch.no_grad():
+            return native(fn, flat, spec, axes)
+    except Unsupported as why:
+        LOG.debug("inductor compiles %s: %s", getattr(fn, "__name__", "a kernel"), why)
     return by_inductor(fn, flat, spec)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from fmeta.functional import differentiable
+from fmeta.parallel.native.build import compiles_itself
 from fmeta.parallel.precision import products
 from fmeta.types import InnerLoop, Plan
 
@@ -17,11 +17,19 @@ LAUNCH_BOUND = 100e6
 """Flops of the losses of a chunk below which a single inner step is better one kernel than three."""
 
 
+def is_small(plan: Plan, device: torch.device, flops: float) -> bool:
+    """Whether a single inner step is better one kernel: it always is by our own compiler, which shares the forward
+    pass between the parts; inductor takes minutes for one large graph.
+    """
+    own = compiles_itself(device) and plan.precision in (None, "tf32")
+    return own or flops < LAUNCH_BOUND
+
+
 class Mode:
     """How one call runs: inside the caller's transform or not, compiled or not, random or not."""
 
     def __init__(
-        self, plan: Plan, inside: bool, random: bool, training: bool = True, flops: float = math.inf
+        self, plan: Plan, inside: bool, random: bool, training: bool = True, small: bool = False
     ) -> None:
         """Decide, or raise where ``compile=True`` cannot be had."""
         self.inside, self.random, self.precision = inside, random, plan.precision
@@ -44,7 +52,7 @@ class Mode:
             never = f"engine={plan.engine!r} never is"
             why = never if plan.engine == "autograd" else "this plan is with compile=True only"
         self.why = why  # it runs uncompiled
-        self.small = self.compiled and worth_it and flops < LAUNCH_BOUND
+        self.small = self.compiled and worth_it and small
 
     def merges(self, loop: InnerLoop) -> bool:
         """Whether a whole meta-gradient is one kernel."""

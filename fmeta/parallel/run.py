@@ -25,7 +25,7 @@ from fmeta.parallel.derivatives import load_forward_mode
 from fmeta.parallel.inspect import Found, inspect
 from fmeta.parallel.kernels import Kernel, warn_once
 from fmeta.parallel.mesh import Share, ranks_of
-from fmeta.parallel.mode import Mode, out_of_memory, reseeded, surroundings
+from fmeta.parallel.mode import Mode, is_small, out_of_memory, reseeded, surroundings
 from fmeta.parallel.native.axis import Axes
 from fmeta.parallel.precision import lowered
 from fmeta.parallel.program import Recorder
@@ -81,10 +81,9 @@ class Runner:
             with torch.set_grad_enabled(inside), differentiable(), torch.random.fork_rng():
                 k = torch.zeros((), dtype=torch.int64, device=tree.device(meta, tasks))
                 self.traits = probe(self.loop, meta, tree.select(tasks, 0), k)
-        # On a CPU one kernel for all of a single step saves what its parts would compute twice.
-        on_cpu = tree.device(meta).type == "cpu"
-        flops = 0.0 if on_cpu else found.flops * tree.leaves(tasks)[0].shape[0]
-        return Mode(self.plan, inside or found.captures, found.random, training, flops)
+        flops = found.flops * tree.leaves(tasks)[0].shape[0]
+        small = is_small(self.plan, tree.device(meta), flops)
+        return Mode(self.plan, inside or found.captures, found.random, training, small)
 
     def steps(self, loop: InnerLoop, compiled: bool) -> Any:
         """The pieces of a meta-gradient, as kernels where compiled."""

@@ -17,7 +17,7 @@ from fmeta.parallel.native.ir import (
     View,
 )
 from fmeta.parallel.native.lower import Lowering
-from fmeta.parallel.native.pointwise import GELU, GELU_SLOPE, GELU_TANH, promoted, spelled
+from fmeta.parallel.native.pointwise import GELU, GELU_SLOPE, GELU_TANH, promoted
 from fmeta.parallel.native.pointwise import RULES as CODES
 
 
@@ -53,14 +53,9 @@ def computed(low: Lowering, op: Op, code: str, values: list[Value], dtype: torch
     return shapes.expand(found, op.shape)
 
 
-def is_(value: Value, number: float) -> bool:
-    """Whether a value is this number everywhere."""
-    return isinstance(value, Const) and not isinstance(value.value, str) and value.value == number
-
-
 def pointwise(low: Lowering, op: Op) -> Value:
     """An operation of the table."""
-    name = spelled(op.target)
+    name = op.called
     rule = CODES[name]
     values = [
         low.value(a) for a in op.args if isinstance(a, (Op, int, float, tuple)) and not isinstance(a, bool)
@@ -108,39 +103,42 @@ def folded(name: str, op: Op, values: list[Value]) -> Value | None:
     a, b = values[0], values[1] if len(values) > 1 else None
     nothing = Const(0.0, op.shape, op.dtype)
     if name == "mul" and b is not None:
-        if is_(a, 0) or is_(b, 0):
+        if shapes.is_(a, 0) or shapes.is_(b, 0):
             return nothing
         for one, other in ((a, b), (b, a)):
-            if is_(one, 1) and other.dtype == op.dtype:
+            if shapes.is_(one, 1) and other.dtype == op.dtype:
                 return other
     if name == "div" and b is not None:
-        if is_(a, 0):
+        if shapes.is_(a, 0):
             return nothing
-        if is_(b, 1) and a.dtype == op.dtype:
+        if shapes.is_(b, 1) and a.dtype == op.dtype:
             return a
     if name == "pow" and b is not None:
-        if is_(b, 1) and a.dtype == op.dtype:
+        if shapes.is_(b, 1) and a.dtype == op.dtype:
             return a
-        if is_(b, 0):
+        if shapes.is_(b, 0):
             return Const(1.0, op.shape, op.dtype)
-    if name in ("threshold_backward", "tanh_backward", "sigmoid_backward", "leaky_relu_backward") and is_(
-        a, 0
-    ):
+    if name in (
+        "threshold_backward",
+        "tanh_backward",
+        "sigmoid_backward",
+        "leaky_relu_backward",
+    ) and shapes.is_(a, 0):
         return nothing
     return None
 
 
 def add(low: Lowering, op: Op) -> Value:
     """``add`` and ``sub`` with their factor."""
-    name, (a, b) = spelled(op.target), [low.value(x) for x in op.args[:2]]
+    name, (a, b) = op.called, [low.value(x) for x in op.args[:2]]
     factor = low.value(op.kwargs.get("alpha", op.args[2] if len(op.args) > 2 else 1))
-    if op.dtype.is_floating_point and is_(factor, 1):
-        if is_(b, 0) and a.dtype == op.dtype:
+    if op.dtype.is_floating_point and shapes.is_(factor, 1):
+        if shapes.is_(b, 0) and a.dtype == op.dtype:
             return shapes.expand(a, op.shape)
-        if is_(a, 0) and b.dtype == op.dtype and name == "add":
+        if shapes.is_(a, 0) and b.dtype == op.dtype and name == "add":
             return shapes.expand(b, op.shape)
     sign = "+" if name == "add" else "-"
-    if is_(factor, 1):
+    if shapes.is_(factor, 1):
         return computed(low, op, f"({{0}} {sign} {{1}})", [a, b], op.dtype)
     if isinstance(a, Const) and isinstance(b, Const):
         a = low.map("{0}", [a], op.shape, op.dtype)

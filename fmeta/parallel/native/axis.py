@@ -46,6 +46,12 @@ class Op:
     """Of an operation with several results."""
     users: int = 0
 
+    @property
+    def called(self) -> str:
+        """``mul`` for ``aten.mul.Tensor``; nothing for the choice of one of several results."""
+        schema = getattr(self.target, "_schema", None)
+        return schema.name.split("::")[-1] if schema else ""
+
 
 class OneTask(NamedTuple):
     """Graph of one task; constants are inputs after the arguments, or numbers that fill them."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fmeta.parallel import store
-from fmeta.parallel.cost import Cost
+from fmeta.parallel.cost import Built, Cost
 from fmeta.parallel.native import (
     arithmetic,
     convolutions,
@@ -45,30 +45,33 @@ POOL = ThreadPoolExecutor(1)
 HERE = pathlib.Path(__file__).parent
 
 
-class Native(NamedTuple):
-    """A compiled function of a flat list of tensors, and what a call costs; see ``fmeta.parallel.cost.Cost``."""
+def compiles_itself(device: torch.device) -> bool:
+    """Whether kernels for a device are our own: on a CPU with a C++ compiler.
 
-    run: Callable[[list[Tensor]], list[Tensor]]
-    out_spec: Any
-    cost: Cost
+    ``FMETA_COMPILER=inductor`` in the environment leaves everything to inductor.
+    """
+    wanted = os.environ.get("FMETA_COMPILER") != "inductor"
+    return wanted and device.type == "cpu" and compiler() is not None
 
 
-def native(fn: Callable[..., Any], flat: list[Tensor], spec: Any, axes: list[int | None]) -> Native:
+def native(fn: Callable[..., Any], flat: list[Tensor], spec: Any, axes: list[int | None]) -> Built:
     """Compile ``fn`` for tensors like ``flat`` and any number of tasks; raises ``Unsupported``."""
-    if any(x.device.type != "cpu" for x in flat):
-        raise Unsupported("not on a CPU")
-    if compiler() is None:
-        raise Unsupported("no C++ compiler")
+    if not all(compiles_itself(x.device) for x in flat):
+        raise Unsupported("not on a CPU, no C++ compiler, or not wanted")
     tasks = next((x.shape[axis] for x, axis in zip(flat, axes, strict=True) if axis is not None), None)
     if tasks is not None and 2 * tasks < torch.get_num_threads():
         raise Unsupported("too few tasks for this many threads")
     for number in {NAMES[x.dtype] for x in flat if x.dtype in (torch.float32, torch.float64)}:
         ahead(number)
     graph = one_task(fn, flat, spec, axes)
-    low = Lowering(graph, RULES).run()
-    emitter = Emitter(low)
-    run = caller(library(emitter.text()), low, graph.constants)
-    return Native(run, graph.out_spec, cost_of(low, emitter.plan, tasks or 1))
+    try:
+        low = Lowering(graph, RULES).run()
+        emitter = Emitter(low)
+        text = emitter.text()
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise Unsupported("an operation with arguments that are not known") from error
+    run = caller(library(text), low, graph.constants)
+    return Built(run, graph.out_spec, cost_of(low, emitter.plan, tasks or 1))
 
 
 def cost_of(low: Lowering, plan: Plan, tasks: int) -> Cost:
@@ -141,7 +144,10 @@ def processor() -> str:
 
 
 def build(name: str, text: str, command: list[str], how: list[str], path: pathlib.Path) -> None:
-    """Compile into the cache; another process may do the same at the same time."""
+    """Compile into the cache; another process may do the same at the same time.
+
+    ``FMETA_KEEP_SOURCES=1`` in the environment keeps the C++ beside the library, for those who debug it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         source, result = pathlib.Path(folder) / name, pathlib.Path(folder) / "result"

@@ -15,7 +15,7 @@ from fmeta.parallel.native.arithmetic import cast
 from fmeta.parallel.native.axis import Op, Times
 from fmeta.parallel.native.ir import Const, Grid, Map, Unsupported, Value, View
 from fmeta.parallel.native.lower import Lowering
-from fmeta.parallel.native.products import by_tables, shapes_zero
+from fmeta.parallel.native.products import by_tables
 from fmeta.parallel.native.views import pad
 
 GROUPS = 16
@@ -181,7 +181,7 @@ def forward(low: Lowering, op: Op) -> Value:
     x, w, bias, *rest = op.args
     s, a, b = setting(rest), low.values[x], low.values[w]
     check(x, w, rest[-1], op)
-    if shapes_zero(a) or shapes_zero(b):
+    if shapes.is_(a, 0) or shapes.is_(b, 0):
         found: Value = Const(0.0, op.shape, op.dtype)
     else:
         a, b = (low.copied(v) if isinstance(v, Const) else v for v in (a, b))
@@ -221,7 +221,7 @@ def backward(low: Lowering, op: Op) -> list[Any]:
             found[2] = View(kept.buffer, other.shape, (kept.strides[1],), kept.offset)
             continue
         second = (b, a)[i]
-        if shapes_zero(c) or shapes_zero(second):
+        if shapes.is_(c, 0) or shapes.is_(second, 0):
             found[i] = Const(0.0, other.shape, other.dtype)
             continue
         first, second = (low.copied(v) if isinstance(v, Const) else v for v in (c, second))

@@ -20,7 +20,6 @@ from fmeta.parallel.native.ir import (
 )
 from fmeta.parallel.native.lower import Lowering
 from fmeta.parallel.native.pointwise import RULES as CODES
-from fmeta.parallel.native.pointwise import spelled
 
 
 def along(value: View, d: int, shape: tuple[int, ...], operand: int, wraps: bool = False) -> Indirect:
@@ -44,7 +43,7 @@ def gather(low: Lowering, op: Op) -> Value:
 
 def indexed(low: Lowering, op: Op) -> Value:
     """``embedding``, ``index_select`` and ``index`` by a single tensor."""
-    name, x = spelled(op.target), op.args[0]
+    name, x = op.called, op.args[0]
     if name == "embedding":
         d, index = 0, op.args[1]
     elif name == "index_select":
@@ -93,7 +92,7 @@ def scattered(low: Lowering, op: Op) -> Value:
     )
     out.buffer.level = max(out.buffer.level, from_[1])
     where_to = along(out, d, index.shape, 0)
-    kind = "sum" if spelled(op.target) == "scatter_add" else "store"
+    kind = "sum" if op.called == "scatter_add" else "store"
     operands: list[Any] = [
         at,
         shapes.expand(src, index.shape) if isinstance(src, Const) else src._replace(shape=index.shape),
@@ -131,7 +130,7 @@ def embedding_gradient(low: Lowering, op: Op) -> Value:
 
 def in_place(low: Lowering, op: Op) -> Value:
     """``copy_``, ``div_`` and their like."""
-    name, x = spelled(op.target)[:-1], op.args[0]
+    name, x = op.called[:-1], op.args[0]
     value = low.values[x]
     if isinstance(value, Const) or value.buffer.place == "argument":
         raise Unsupported("an argument written to")

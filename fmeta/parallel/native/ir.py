@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -31,10 +31,8 @@ class Buffer:
     """A shared buffer is complete before the tasks' loop of this number; a task's is filled in it."""
     place: str = "scratch"
     """``scratch``, ``argument``, ``partial`` (sum of one thread) or ``persist`` (one for each task)."""
-    argument: int = -1
     changed: int = 0
     """How often it was written to in place."""
-    constant: bool = False
 
 
 class View(NamedTuple):
@@ -143,7 +141,6 @@ class Call:
     ins: list[View]
     tables: list[Grid] = field(default_factory=list)
     adds: bool = False
-    flops: int = 0
 
     def reads(self) -> list[Buffer]:
         """Buffers read."""
@@ -155,7 +152,6 @@ class Call:
 
 
 Statement = Map | Call
-Lower = Callable[..., Value]
 
 
 class Total(NamedTuple):

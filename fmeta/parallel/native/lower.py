@@ -65,7 +65,7 @@ class Lowering:
 
     def lower(self, op: Op, changed: bool) -> None:
         """One operation."""
-        name = shapes.spelled(op.target)
+        name = op.called
         if name == "":  # one of several results, set with the others
             if op not in self.values:
                 raise Unsupported(f"a result of {op.args[0].target}")
@@ -120,7 +120,7 @@ class Lowering:
         if op.dtype not in NAMES:
             raise Unsupported(f"numbers of type {op.dtype}")
         scope: Scope = "shared" if op.axis is None else "task"
-        buffer = Buffer(op.dtype, math.prod(op.shape), scope, 0, "argument", len(self.arguments))
+        buffer = Buffer(op.dtype, math.prod(op.shape), scope, 0, "argument")
         self.arguments.append(buffer)
         return shapes.tasks_first(buffer, op.shape, op.axis)
 

@@ -78,8 +78,3 @@ def promoted(dtypes: list[torch.dtype]) -> torch.dtype:
     for other in dtypes[1:]:
         found = torch.promote_types(found, other)
     return found
-
-
-def spelled(op: Any) -> str:
-    """``aten.mul.Tensor`` -> ``mul``."""
-    return op._schema.name.removeprefix("aten::") if isinstance(op, torch._ops.OpOverload) else ""

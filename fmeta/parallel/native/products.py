@@ -25,7 +25,7 @@ def dimensions(x: View, n: int) -> View:
 
 def product(low: Lowering, a: Value, b: Value, tasks: bool, shape: tuple[int, ...]) -> Value:
     """``[.., m, k] @ [.., k, n]``, with ``tasks`` summed over them; views with the batch in front."""
-    if shapes_zero(a) or shapes_zero(b):
+    if shapes.is_(a, 0) or shapes.is_(b, 0):
         return Const(0.0, shape, a.dtype)
     a, b = (low.copied(x) if isinstance(x, Const) else x for x in (a, b))
     a, b = dimensions(a, 3), dimensions(b, 3)
@@ -36,11 +36,6 @@ def product(low: Lowering, a: Value, b: Value, tasks: bool, shape: tuple[int, ..
     small = m * n * k <= SMALL or k == 1 or min(m, n) == 1 or (z > 64 and m * n * k <= 8 * SMALL)
     out = as_sum(low, a, b, tasks) if small else blocked(low, a, b, tasks)
     return out if len(shape) == 3 else View(out.buffer, out.shape[1:], out.strides[1:], out.offset)
-
-
-def shapes_zero(x: Value) -> bool:
-    """Whether a value is zero everywhere."""
-    return isinstance(x, Const) and x.value == 0
 
 
 def as_sum(low: Lowering, a: View, b: View, tasks: bool) -> View:

@@ -19,13 +19,12 @@ from fmeta.parallel.native.ir import (
     View,
 )
 from fmeta.parallel.native.lower import Lowering
-from fmeta.parallel.native.pointwise import spelled
 from fmeta.parallel.native.views import without
 
 
 def reduced(low: Lowering, op: Op) -> Value:
     """Sums and the like, over dimensions and over tasks."""
-    name = spelled(op.target)
+    name = op.called
     x, value = op.args[0], low.values[op.args[0]]
     n = len(x.shape)
     given = (
@@ -72,7 +71,7 @@ def reduced(low: Lowering, op: Op) -> Value:
 
 def spread(low: Lowering, op: Op) -> Any:
     """``var``, ``std``, ``var_mean``: the mean first, then the squares of what is left."""
-    x, value, name = op.args[0], low.values[op.args[0]], spelled(op.target)
+    x, value, name = op.args[0], low.values[op.args[0]], op.called
     n = len(x.shape)
     given = op.args[1] if len(op.args) > 1 and isinstance(op.args[1], list) else op.kwargs.get("dim")
     dims = sorted({d % n for d in given or range(n)})
@@ -111,7 +110,7 @@ def largest(low: Lowering, op: Op) -> Value:
     if x.axis == d:
         raise Unsupported("the largest of all tasks")
     at: Any = without(value._replace(shape=tuple(1 if i == d else n for i, n in enumerate(value.shape))), d)
-    sign = "-" if spelled(op.target) == "argmin" else ""
+    sign = "-" if op.called == "argmin" else ""
     code = f"fm_argmax({{0}}, {value.shape[d]}, {value.strides[d]}, {sign}1)"
     keeps = len(op.shape) == len(at.shape)
     found = low.map(code, [Address(at)], at.shape, op.dtype)

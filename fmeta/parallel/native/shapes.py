@@ -8,7 +8,6 @@ from typing import Any
 
 from fmeta.parallel.native.axis import Op
 from fmeta.parallel.native.ir import Address, Buffer, Const, Indirect, Unsupported, Value, View, contiguous
-from fmeta.parallel.native.pointwise import spelled
 
 VIEWS = (
     "view", "_unsafe_view", "reshape", "_reshape_alias", "alias", "detach", "t", "transpose", "permute", "unsqueeze",
@@ -19,7 +18,6 @@ FILLED = {
     "empty_like": 0, "_new_zeros_with_same_feature_meta": 0, "_efficientzerotensor": 0,
 }  # fmt: skip
 """Operations that make a tensor full of one number, of which at most the shape of another is read."""
-__all__ = ["spelled"]
 
 
 def writes(name: str) -> bool:
@@ -30,7 +28,7 @@ def writes(name: str) -> bool:
 def identity(x: Any) -> Any:
     """What a value is, as a key."""
     if isinstance(x, View):
-        return (id(x.buffer), x.buffer.changed, *x[1:])
+        return (x.buffer, x.buffer.changed, *x[1:])
     if isinstance(x, (Indirect, Address)):
         return (identity(x.view), *x[1:])
     return (type(x.value), repr(x.value), x.shape, x.dtype)
@@ -47,6 +45,11 @@ def expand(x: Value, shape: tuple[int, ...]) -> Value:
             raise Unsupported(f"a shape {x.shape} as {shape}")
         strides.append(stride if have == want and have != 1 else 0)
     return View(x.buffer, shape, tuple(strides), x.offset)
+
+
+def is_(value: Value, number: float) -> bool:
+    """Whether a value is this number everywhere."""
+    return isinstance(value, Const) and not isinstance(value.value, str) and value.value == number
 
 
 def permute(x: Value, order: list[int]) -> Value:
@@ -86,12 +89,18 @@ def tasks_first(buffer: Buffer, shape: tuple[int, ...], axis: int | None) -> Vie
     """A tensor in order, but for the dimension of tasks, which is outermost."""
     if axis is None:
         return View(buffer, shape, contiguous(shape))
-    order = [axis, *(d for d in range(len(shape)) if d != axis)]
+    return View(buffer, shape, dense(shape, [axis, *(d for d in range(len(shape)) if d != axis)]))
+
+
+def dense(shape: tuple[int, ...], order: list[int]) -> tuple[int, ...]:
+    """Strides of numbers without gaps, the dimensions from the outermost to the innermost."""
     moved = contiguous(tuple(shape[d] for d in order))
-    strides = [0] * len(shape)
-    for d, s in zip(order, moved, strict=True):
-        strides[d] = s
-    return View(buffer, shape, tuple(strides))
+    return tuple(moved[order.index(d)] for d in range(len(shape)))
+
+
+def order_of(x: View) -> list[int]:
+    """Dimensions from the outermost in memory to the innermost."""
+    return sorted(range(len(x.shape)), key=lambda d: (-x.strides[d] if x.shape[d] > 1 else 0, d))
 
 
 def same(a: View, b: View) -> bool:
@@ -118,12 +127,7 @@ def laid_out_like(shape: tuple[int, ...], values: list[Any]) -> tuple[int, ...]:
             and x.shape == shape
             and all(s for n, s in zip(shape, x.strides, strict=True) if n > 1)
         ):
-            order = sorted(range(len(shape)), key=lambda d: (-x.strides[d] if shape[d] > 1 else 0, d))
-            strides, step = [1] * len(shape), 1
-            for d in reversed(order):
-                strides[d] = step
-                step *= shape[d]
-            return tuple(strides)
+            return dense(shape, order_of(x))
     return contiguous(shape)
 
 
@@ -136,11 +140,11 @@ def changed_in_place(ops: list[Op]) -> set[Op]:
     """Operations whose result is written to later; every view of one is followed to its root."""
     roots: set[Op] = set()
     for op in ops:
-        if writes(spelled(op.target)):
+        if writes(op.called):
             found = op.args[0]
             while isinstance(found, Op):
                 roots.add(found)
-                name = spelled(found.target)
+                name = found.called
                 follows = name in VIEWS or name == "" or writes(name)
                 found = found.args[0] if follows and found.args else None
     return roots
@@ -150,7 +154,7 @@ def needed(ops: list[Op], outputs: list[Op]) -> set[Op]:
     """Operations whose numbers a result depends on; of some, like ``zeros_like``, the shape alone is read."""
     found = set(outputs)
     for op in reversed(ops):
-        name = spelled(op.target)
+        name = op.called
         if op in found or any(r in found for r in op.results.values()) or writes(name):
             found.add(op)
             if name not in FILLED:

@@ -9,7 +9,6 @@ from fmeta.parallel.native import shapes
 from fmeta.parallel.native.axis import Op, Times
 from fmeta.parallel.native.ir import Buffer, Const, Map, Unsupported, Value, View, contiguous
 from fmeta.parallel.native.lower import Lowering
-from fmeta.parallel.native.pointwise import spelled
 
 
 def same(low: Lowering, op: Op) -> Value:
@@ -34,7 +33,7 @@ def reshape(low: Lowering, op: Op) -> Value:
 
 def permute(low: Lowering, op: Op) -> Value:
     """``permute``, ``transpose``, ``t``."""
-    value, n, name = low.values[op.args[0]], len(op.shape), spelled(op.target)
+    value, n, name = low.values[op.args[0]], len(op.shape), op.called
     order = list(range(n))
     if name == "permute":
         order = op.args[1]
@@ -51,7 +50,7 @@ def ones(low: Lowering, op: Op) -> Value:
     value, x = low.values[op.args[0]], op.args[0]
     if isinstance(value, Const):
         return value._replace(shape=op.shape)
-    if spelled(op.target) == "unsqueeze":
+    if op.called == "unsqueeze":
         return with_one(value, op.args[1] % len(op.shape))
     dims = op.args[1] if len(op.args) > 1 else list(range(len(x.shape)))
     dims = [d % len(x.shape) for d in (dims if isinstance(dims, list) else [dims])]
@@ -125,16 +124,12 @@ def flip(low: Lowering, op: Op) -> Value:
 def split(low: Lowering, op: Op) -> list[Value]:
     """``split``, ``split_with_sizes``, ``unbind``."""
     x, sizes = op.args[0], op.args[1] if len(op.args) > 1 else 0
-    d = (
-        (op.args[2] if len(op.args) > 2 else op.kwargs.get("dim", 0))
-        if spelled(op.target) != "unbind"
-        else sizes
-    )
+    d = (op.args[2] if len(op.args) > 2 else op.kwargs.get("dim", 0)) if op.called != "unbind" else sizes
     d %= len(x.shape)
     if d == x.axis:
         raise Unsupported("tasks split")
     n, value = x.shape[d], low.values[x]
-    if spelled(op.target) == "unbind":
+    if op.called == "unbind":
         return [without(part(value, d, i, 1), d) for i in range(n)]
     if isinstance(sizes, int):
         sizes = [min(sizes, n - i) for i in range(0, n, sizes)]
@@ -144,7 +139,7 @@ def split(low: Lowering, op: Op) -> list[Value]:
 
 def constant(low: Lowering, op: Op) -> Value:
     """Tensors filled with one number."""
-    name = spelled(op.target)
+    name = op.called
     at = {"full": 1, "full_like": 1, "scalar_tensor": 0, "new_full": 2}
     number = low.value(shapes.FILLED[name] if name in shapes.FILLED else op.args[at[name]])
     return Const(number.value, op.shape, op.dtype)  # type: ignore[union-attr]
@@ -165,7 +160,7 @@ def joined(low: Lowering, op: Op) -> Value:
     """``cat``, ``stack``."""
     parts, d = op.args[0], (op.args[1] if len(op.args) > 1 else op.kwargs.get("dim", 0)) % len(op.shape)
     values = [low.values[x] for x in parts]
-    stacks = spelled(op.target) == "stack"
+    stacks = op.called == "stack"
     if op.axis == d or (op.axis is not None and any(x.axis is None for x in parts)):
         raise Unsupported("tasks joined")
     if stacks:
@@ -212,10 +207,7 @@ def pad(
         return low.copied(value, strides)
     key = ("pad", shapes.identity(value), tuple(sorted(begins.items())), shape, fill, strides)
     if key not in low.known:
-        strides = strides or shapes.laid_out_like(value.shape, [value])
-        order = sorted(range(len(shape)), key=lambda d: (-strides[d], d))
-        moved = contiguous(tuple(shape[d] for d in order))
-        strides = tuple(moved[order.index(d)] for d in range(len(shape)))
+        strides = strides or shapes.dense(shape, shapes.order_of(value))
         whole: Any = View(Buffer(value.dtype, math.prod(shape), *low.place([value])), shape, strides)
         inside = whole
         for d, begin in begins.items():
