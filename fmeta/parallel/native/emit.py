@@ -96,10 +96,10 @@ class Emitter:
         """The memory of every buffer that a section touches."""
         for b in used(section):
             name = NAMES[b.dtype]
-            if self.in_memory(b, section):
+            if self.in_memory(b):
                 self.body(f"{name}* const {self.name(b)} = {self.pointer(b)};")
 
-    def in_memory(self, b: Buffer, section: Section) -> bool:
+    def in_memory(self, b: Buffer) -> bool:
         """Whether a buffer is ever stored."""
         return b.place != "scratch" or b in self.plan.places
 
