@@ -22,7 +22,7 @@ from fmeta.types import MetaLearningWarning
 
 ABOUT = """Meta-learning: train a recipe, then look into its run folder.
 
-`fmeta train sinusoid` is a good start: it needs no data and takes a few minutes on two cores.
+`fmeta train sinusoid` is a good start: it needs no data and takes a minute or two on two cores.
 `fmeta train RECIPE --help` shows every option of a recipe with its default.
 
 Exit codes: 0 done; 1 an error, said in one line (--debug shows where it came from); 2 a wrong command line;
