@@ -201,8 +201,10 @@ def gelu(low: Lowering, op: Op) -> Value:
     values = [low.values[a] for a in op.args if isinstance(a, Op)]
     if len(values) == 2 and smooth:
         raise Unsupported("the derivative of gelu by tanh")
-    code = GELU_SLOPE if len(values) == 2 else (GELU_TANH if smooth else GELU)
-    return low.map(code, values, op.shape, op.dtype)
+    if len(values) == 2:  # the slope by itself: what else is multiplied by it finds it there
+        slope = low.map(GELU_SLOPE, values[1:], op.shape, op.dtype)
+        return low.map("({0} * {1})", [values[0], slope], op.shape, op.dtype)
+    return low.map(GELU_TANH if smooth else GELU, values, op.shape, op.dtype)
 
 
 RULES = {

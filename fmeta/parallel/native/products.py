@@ -33,7 +33,7 @@ def product(low: Lowering, a: Value, b: Value, tasks: bool, shape: tuple[int, ..
     if tasks and low.place([a, b])[0] == "shared":
         raise Unsupported("a sum over tasks of what they share")
     (z, m, k), n = a.shape, b.shape[2]
-    small = m * n * k <= SMALL or k == 1 or min(m, n) == 1 or (z > 64 and m * n * k <= 8 * SMALL)
+    small = m * n * k <= SMALL or k == 1 or min(m, n) == 1
     out = as_sum(low, a, b, tasks) if small else blocked(low, a, b, tasks)
     return out if len(shape) == 3 else View(out.buffer, out.shape[1:], out.strides[1:], out.offset)
 
