@@ -19,18 +19,18 @@ MOST = 6
 """Operations in a row that are computed again."""
 
 
-def ready(statements: list[Statement]) -> list[Statement]:
-    """The same statements, squeezed, each preceded by what it computes again."""
+def ready(statements: list[Statement]) -> list[list[Statement]]:
+    """The same statements, squeezed, each after what it computes again: these share a loop."""
     writers: dict[Buffer, Map | None] = {}
-    found: list[Statement] = []
+    found: list[list[Statement]] = []
     for s in statements:
+        again: list[Statement] = []
         if isinstance(s, Map):
             s = squeezed(s)
-            again: list[Statement] = []
             home = s.out.buffer.scope, s.out.buffer.level
-            s.operands = [recomputed(x, s.shape, home, writers, again, MOST) for x in s.operands]
-            found += again
-        found.append(s)
+            if s.shared_loop():
+                s.operands = [recomputed(x, s.shape, home, writers, again, MOST) for x in s.operands]
+        found.append([*again, s])
         for b in s.writes():
             writers[b] = s if b not in writers and isinstance(s, Map) and cheap(s) else None
     return found

@@ -165,6 +165,12 @@ class Lowering:
 
     # -- statements --
 
+    def before(self, buffer: Buffer, statements: Sequence[Statement]) -> None:
+        """Add statements that read nothing, before the last that writes to ``buffer``."""
+        at = [i for i, s in enumerate(self.statements) if buffer in s.writes()]
+        place = at[-1] if at else len(self.statements)
+        self.statements[place:place] = statements
+
     def map(
         self,
         code: str,
@@ -175,8 +181,13 @@ class Lowering:
         key: Any = None,
         strides: tuple[int, ...] | None = None,
     ) -> View:
-        """A new value computed number by number."""
+        """A new value computed number by number; what is the same along a dimension is computed once for it."""
         given = [self.over(x, shape) for x in operands]
+        if code != "{0}" and strides is None and "{d" not in code:
+            narrow = shapes.varying(given, shape)
+            if narrow != shape:
+                cut = [shapes.narrowed(x, narrow) for x in given]
+                return shapes.expand(self.map(code, cut, narrow, dtype, scope, key), shape)  # type: ignore[return-value]
         name = ("map", code, tuple(map(shapes.identity, given)), shape, dtype, scope, strides, key)
         if name not in self.known:
             views = [x.view if isinstance(x, (Indirect, Address)) else x for x in given]

@@ -48,7 +48,8 @@ template <class S> FM_INLINE Vec<S> whole(const S* p) {
     return v;
 }
 
-template <class S, int MR, int NV, bool TAIL>
+// A block of MR rows and NV vectors of the result. PACKED: the right matrix is laid out for it, term by term.
+template <class S, int MR, int NV, bool TAIL, bool PACKED>
 static void micro(const S* a, const int* ma, const S* b, S* c, const int* mc, const Terms& t, int from, int to, bool add, Tail<S> tail) {
     constexpr int V = Lanes<S>::n;
     Vec<S> sum[MR][NV];
@@ -59,20 +60,21 @@ static void micro(const S* a, const int* ma, const S* b, S* c, const int* mc, co
 #pragma GCC unroll 16
         for (int j = 0; j < NV; j++) sum[i][j] = Vec<S>{};
     }
+    const S* q = b;
     for (int o = from; o < to; o++) {
         long at = t.ka[o];
-        const S* q = b + t.kb[o];
+        if (!PACKED) q = b + t.kb[o];
         for (int k = 0; k < t.ki; k++) {
             Vec<S> w[NV];
 #pragma GCC unroll 16
-            for (int j = 0; j < NV; j++) w[j] = TAIL && j == NV - 1 ? tail.load(q + j * V) : whole(q + j * V);
+            for (int j = 0; j < NV; j++) w[j] = TAIL && !PACKED && j == NV - 1 ? tail.load(q + j * V) : whole(q + j * V);
 #pragma GCC unroll 16
             for (int i = 0; i < MR; i++) {
                 const S x = row[i][at];
 #pragma GCC unroll 16
                 for (int j = 0; j < NV; j++) sum[i][j] += x * w[j];
             }
-            q += t.bs;
+            q += PACKED ? NV * V : t.bs;
             at += t.as;
         }
     }
@@ -91,35 +93,72 @@ static void micro(const S* a, const int* ma, const S* b, S* c, const int* mc, co
     }
 }
 
-template <class S, int MR, int NV, bool TAIL>
+template <class S, int MR, int NV, bool TAIL, bool PACKED>
 static void panel(int m, const S* a, const int* ma, const S* b, S* c, const int* mc, const Terms& t, int from, int to, bool add, Tail<S> tail) {
     int i = 0;
-    for (; i + MR <= m; i += MR) micro<S, MR, NV, TAIL>(a, ma + i, b, c, mc + i, t, from, to, add, tail);
+    for (; i + MR <= m; i += MR) micro<S, MR, NV, TAIL, PACKED>(a, ma + i, b, c, mc + i, t, from, to, add, tail);
     constexpr int LESS = MR > 4 ? 4 : MR / 2;
     if constexpr (LESS > 0)
-        if (i < m) panel<S, LESS, NV, TAIL>(m - i, a, ma + i, b, c, mc + i, t, from, to, add, tail);
+        if (i < m) panel<S, LESS, NV, TAIL, PACKED>(m - i, a, ma + i, b, c, mc + i, t, from, to, add, tail);
 }
 
-template <class S>
-static FM_INLINE void blocks(int m, int n, const S* a, const int* ma, const S* b, S* c, const int* mc, const Terms& t, bool add) {
+// Some terms of the right matrix, `n` of its columns, one vector or two at a time; what is beyond is zero.
+template <class S> static void pack(int n, const S* b, const Terms& t, int from, int to, S* out) {
+    constexpr int V = Lanes<S>::n;
+    for (int j = 0; j < n; j += 2 * V) {
+        const int width = n - j > V ? 2 * V : V, some = n - j < width ? n - j : width;
+        for (int o = from; o < to; o++) {
+            const S* q = b + t.kb[o] + j;
+            for (int k = 0; k < t.ki; k++, q += t.bs, out += width) {
+                if (some == 2 * V) std::memcpy(out, q, 2 * V * sizeof(S));
+                else
+                    for (int l = 0; l < width; l++) out[l] = l < some ? q[l] : 0;
+            }
+        }
+    }
+}
+
+// All rows and columns, for some terms.
+template <class S, bool PACKED>
+static void rows(int m, int n, const S* a, const int* ma, const S* b, S* c, const int* mc, const Terms& t, int from, int to, bool add) {
     constexpr int V = Lanes<S>::n, REGISTERS = FM_BYTES == 64 ? 28 : 12;
-    constexpr int M1 = 8, M2 = REGISTERS / 2 > 8 ? 8 : REGISTERS / 2;
-    const int all = (n + V - 1) / V;
+    constexpr int M1 = 8, M2 = REGISTERS / 2 > 8 ? 8 : REGISTERS / 2;  // three vectors leave no register free
     const Tail<S> tail{n % V};
-    const int wide = all < 2 ? all : 2;  // three leave no register free: slower by 40 % for convolutions
-    int block = 16384 / (t.ki * wide * FM_BYTES);  // of b, for the first cache
-    if (block < 1) block = 1;
-    for (int o = 0; o < t.ko; o += block) {
-        const int to = o + block < t.ko ? o + block : t.ko;
-        const bool more = add || o > 0;
-        for (int j = 0; j < all;) {
-            const int nv = all - j < wide ? all - j : wide;
-            const bool last = j + nv == all && tail.count;
-            const S* q = b + j * V;
-            S* p = c + j * V;
-            if (nv == 2) last ? panel<S, M2, 2, true>(m, a, ma, q, p, mc, t, o, to, more, tail) : panel<S, M2, 2, false>(m, a, ma, q, p, mc, t, o, to, more, tail);
-            else last ? panel<S, M1, 1, true>(m, a, ma, q, p, mc, t, o, to, more, tail) : panel<S, M1, 1, false>(m, a, ma, q, p, mc, t, o, to, more, tail);
-            j += nv;
+    const int terms = (to - from) * t.ki;
+    for (int j = 0; j < n; j += 2 * V) {
+        const bool two = n - j > V, last = n - j < (two ? 2 * V : V);
+        const S* q = PACKED ? b + (long)j * terms : b + j;
+        S* p = c + j;
+        if (two) last ? panel<S, M2, 2, true, PACKED>(m, a, ma, q, p, mc, t, from, to, add, tail) : panel<S, M2, 2, false, PACKED>(m, a, ma, q, p, mc, t, from, to, add, tail);
+        else last ? panel<S, M1, 1, true, PACKED>(m, a, ma, q, p, mc, t, from, to, add, tail) : panel<S, M1, 1, false, PACKED>(m, a, ma, q, p, mc, t, from, to, add, tail);
+    }
+}
+
+// Terms in pieces whose part of the right matrix, laid out by two vectors, stays in the first cache; rows in pieces whose
+// part of the left one stays in the second. Few rows are not worth the layout.
+template <class S>
+static void blocks(int m, int n, const S* a, const int* ma, const S* b, S* c, const int* mc, Terms t, bool add) {
+    constexpr int TERMS = 12288 / (2 * FM_BYTES), COLUMNS = 128, FEW = 24, LEFT = 65536 / sizeof(S);
+    S* const room = m < FEW ? nullptr : (S*)fm_scratch(TERMS * COLUMNS * sizeof(S), 2);
+    const int inner = t.ki;
+    for (int k = 0; k < inner; k += TERMS) {  // long runs of terms are cut
+        t.ki = inner - k < TERMS ? inner - k : TERMS;
+        const S *left = a + (long)k * t.as, *right = b + (long)k * t.bs;
+        const int runs = TERMS / t.ki, pieces = (t.ko + runs - 1) / runs, block = (t.ko + pieces - 1) / pieces;
+        for (int o = 0; o < t.ko; o += block) {
+            const int to = o + block < t.ko ? o + block : t.ko;
+            const bool more = add || o > 0 || k > 0;
+            if (!room) {
+                rows<S, false>(m, n, left, ma, right, c, mc, t, o, to, more);
+                continue;
+            }
+            const int fit = LEFT / ((to - o) * t.ki) / 12 * 12, tall = fit < 48 ? 48 : fit;
+            for (int j = 0; j < n; j += COLUMNS) {
+                const int wide = n - j < COLUMNS ? n - j : COLUMNS;
+                pack(wide, right + j, t, o, to, room);
+                for (int i = 0; i < m; i += tall)
+                    rows<S, true>(m - i < tall ? m - i : tall, wide, left, ma + i, room, c + j, mc + i, t, o, to, more);
+            }
         }
     }
 }

@@ -152,9 +152,9 @@ template <class S> inline void transpose(int m, int n, const S* in, int ld, S* o
         for (int i = 0; i < m; i++) out[j * rs + i] = in[i * ld + j];
 }
 
-// ---- memory of a thread, kept from call to call ----
+// ---- memory of a thread, kept from call to call: what all tasks share, a task's own, a product's ----
 inline char* fm_scratch(__SIZE_TYPE__ bytes, int which) {
-    static thread_local struct Kept { char* p = nullptr; __SIZE_TYPE__ n = 0; ~Kept() { free(p); } } kept[2];
+    static thread_local struct Kept { char* p = nullptr; __SIZE_TYPE__ n = 0; ~Kept() { free(p); } } kept[3];
     Kept& k = kept[which];
     if (k.n < bytes) {
         free(k.p);

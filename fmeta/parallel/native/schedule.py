@@ -63,12 +63,13 @@ class Plan(NamedTuple):
 
 def plan(low: Lowering) -> Plan:
     """Everything about a lowered graph but its text."""
-    live = needed(low, ready(needed(low, low.statements)))
+    groups = needed(low, ready([s for (s,) in needed(low, [[s] for s in low.statements])]))
+    live = [s for group in groups for s in group]
     top = max((s.writes()[0].level for s in live), default=0)
     sections = []
     for level in range(top + 1):
         for scope in ("shared", "task"):
-            mine = [s for s in live if (s.writes()[0].scope, s.writes()[0].level) == (scope, level)]
+            mine = [g for g in groups if (g[-1].writes()[0].scope, g[-1].writes()[0].level) == (scope, level)]
             sections.append(Section(scope, level, joined(mine)))
     keep(sections)
     used = {b for s in live for b in (*s.reads(), *s.writes())}
@@ -91,43 +92,50 @@ def ordered(statements: list[Statement]) -> list[Buffer]:
     return list(dict.fromkeys(b for s in statements for b in s.writes()))
 
 
-def needed(low: Lowering, statements: list[Statement]) -> list[Statement]:
+def needed(low: Lowering, groups: list[list[Statement]]) -> list[list[Statement]]:
     """Statements that results depend on."""
     wanted = {b for b, _ in low.results}
     whole = {t.partial: t.whole for t in low.totals}
     found = []
-    for s in reversed(statements):
-        if any(b in wanted or whole.get(b) in wanted for b in s.writes()):
-            wanted.update(s.reads())
-            found.append(s)
+    for group in reversed(groups):
+        kept = []
+        for s in reversed(group):
+            if any(b in wanted or whole.get(b) in wanted for b in s.writes()):
+                wanted.update(s.reads())
+                kept.append(s)
+        if kept:
+            found.append(kept[::-1])
     return found[::-1]
 
 
-def joined(statements: list[Statement]) -> list[Loop]:
-    """Put every statement into the first loop where it may be."""
+def joined(groups: list[list[Statement]]) -> list[Loop]:
+    """Put every group of statements into the first loop where it may be."""
     loops: list[Loop] = []
     wrote: dict[Buffer, int] = {}
     read: dict[Buffer, int] = {}
     by: dict[Buffer, Map] = {}
-    for s in statements:
-        first, shape = 0, s.shape if isinstance(s, Map) and s.shared_loop() else None
-        for b in s.reads():
-            if b in wrote:
-                direct = shape is not None and loops[wrote[b]].shape == shape and in_step(s, b, by.get(b))
-                first = max(first, wrote[b] + (not direct))
-        for b in s.writes():
-            first = max(first, wrote.get(b, -1) + 1, read.get(b, -1) + 1)
+    for group in groups:
+        last = group[-1]
+        first, shape = 0, last.shape if isinstance(last, Map) and last.shared_loop() else None
+        for s in group:
+            for b in s.reads():
+                if b in wrote:
+                    direct = shape is not None and loops[wrote[b]].shape == shape and in_step(s, b, by.get(b))
+                    first = max(first, wrote[b] + (not direct))
+            for b in s.writes():
+                first = max(first, wrote.get(b, -1) + 1, read.get(b, -1) + 1)
         at = next((i for i in range(first, len(loops)) if loops[i].takes(shape)), len(loops))
         if at == len(loops):
             loops.append(Loop([], shape))
-        loops[at].statements.append(s)
-        for b in s.reads():
-            read[b] = max(read.get(b, -1), at)
-        for b in s.writes():
-            by.pop(b, None)
-            if b not in wrote and isinstance(s, Map) and shape is not None and s.kind == "store":
-                by[b] = s
-            wrote[b] = at
+        loops[at].statements += group
+        for s in group:
+            for b in s.reads():
+                read[b] = max(read.get(b, -1), at)
+            for b in s.writes():
+                by.pop(b, None)
+                if b not in wrote and isinstance(s, Map) and shape is not None and s.kind == "store":
+                    by[b] = s
+                wrote[b] = at
     return loops
 
 

@@ -132,8 +132,16 @@ def laid_out_like(shape: tuple[int, ...], values: list[Any]) -> tuple[int, ...]:
 
 
 def narrowed(x: Any, shape: tuple[int, ...]) -> Any:
-    """A view with some dimensions cut to one."""
-    return x._replace(shape=shape) if isinstance(x, View) and len(x.shape) == len(shape) else x
+    """A value with some dimensions cut to one."""
+    return x._replace(shape=shape) if isinstance(x, (View, Const)) and len(x.shape) == len(shape) else x
+
+
+def varying(values: list[Any], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without the dimensions along which all values, views and constants, are the same."""
+    views = [x for x in values if isinstance(x, View)]
+    if not views or not all(isinstance(x, (View, Const)) for x in values):
+        return shape
+    return tuple(n if any(x.strides[d] for x in views) else 1 for d, n in enumerate(shape))
 
 
 def changed_in_place(ops: list[Op]) -> set[Op]:

@@ -209,16 +209,14 @@ def pad(
     if key not in low.known:
         strides = strides or shapes.dense(shape, shapes.order_of(value))
         whole: Any = View(Buffer(value.dtype, math.prod(shape), *low.place([value])), shape, strides)
-        inside = whole
+        inside, edges = whole, []
         for d, begin in begins.items():
             end = begin + value.shape[d]
-            for at, count in ((0, begin), (end, shape[d] - end)):
-                if count:
-                    edge: Any = part(whole, d, at, count)
-                    low.statements.append(
-                        Map(edge, edge.shape, "{0}", [Const(fill, edge.shape, value.dtype)])
-                    )
+            spans = [(at, count) for at, count in ((0, begin), (end, shape[d] - end)) if count]
+            edges += [part(whole, d, at, count) for at, count in spans]
             inside = part(inside, d, begin, value.shape[d])
+        fills = [Map(e, e.shape, "{0}", [Const(fill, e.shape, value.dtype)]) for e in edges]
+        low.before(value.buffer, fills)  # so that the value may be written right into its place
         low.statements.append(Map(inside, value.shape, "{0}", [value]))
         low.known[key] = whole
     return low.known[key]
