@@ -33,7 +33,8 @@ from fmeta.parallel.native.axis import one_task
 from fmeta.parallel.native.emit import Emitter
 from fmeta.parallel.native.ir import NAMES, Unsupported
 from fmeta.parallel.native.lower import Lowering
-from fmeta.parallel.native.schedule import BYTES, Plan
+from fmeta.parallel.native.memory import BYTES
+from fmeta.parallel.native.schedule import Plan
 
 PARTS = (views, arithmetic, reductions, indexing, products, convolutions, pooling)
 RULES: dict[str, Any] = {name: rule for part in PARTS for name, rule in part.RULES.items()}

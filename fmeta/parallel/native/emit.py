@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fmeta.parallel.native.ir import NAMES, Buffer, Call, Grid
+from fmeta.parallel.native.ir import NAMES, Buffer, Call, Grid, Loop, Section
 from fmeta.parallel.native.loops import loop_text
 from fmeta.parallel.native.lower import FIRST, Lowering
-from fmeta.parallel.native.schedule import Loop, Section, plan
+from fmeta.parallel.native.schedule import plan
 from fmeta.parallel.native.text import Text, number
 
 HEAD = '#include "runtime.h"\n'

@@ -169,3 +169,29 @@ def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
         strides.append(step)
         step *= size
     return tuple(reversed(strides))
+
+
+LONGEST = 48
+"""Statements in a loop."""
+
+
+@dataclass(eq=False)
+class Loop:
+    """Statements on the same indices, or a single one of another kind."""
+
+    statements: list[Statement]
+    shape: tuple[int, ...] | None
+    """None for one that nothing joins."""
+    stored: set[Buffer] = field(default_factory=set)
+
+    def takes(self, shape: tuple[int, ...] | None) -> bool:
+        """Whether a statement on such indices may join."""
+        return shape is not None and self.shape == shape and len(self.statements) < LONGEST
+
+
+class Section(NamedTuple):
+    """What is done once for all tasks, or for each, before or in the tasks' loop of a number."""
+
+    scope: Scope
+    level: int
+    loops: list[Loop]

@@ -6,9 +6,8 @@ import math
 import re
 from typing import Any
 
-from fmeta.parallel.native.ir import Address, Const, Indirect, Map, View
+from fmeta.parallel.native.ir import Address, Const, Indirect, Loop, Map, View
 from fmeta.parallel.native.lower import FIRST
-from fmeta.parallel.native.schedule import Loop
 from fmeta.parallel.native.text import Text, local, number
 
 WIDE = 32768
@@ -43,6 +42,7 @@ class Nest:
         self.dims = self.order()
         self.loops = self.collapsed()
         self.loaded: dict[Any, str] = {}
+        self.computed: dict[tuple[str, str], str] = {}
 
     def order(self) -> list[int]:
         """Dimensions from the outermost to the innermost, which is the one with the most neighbours in memory."""
@@ -191,10 +191,11 @@ class Nest:
             )
             self.text(ADD[s.kind].format(place, f"({kind})({code})"))
         else:
-            key = (s.out.buffer, *(self.at(s.out).split(" + ")))
-            name = f"v{len(self.loaded)}"
-            self.loaded[key] = name
-            self.text(f"const {kind} {name} = {code};")
+            name = self.computed.get((kind, code), f"v{len(self.loaded)}")
+            self.loaded[s.out.buffer, *(self.at(s.out).split(" + "))] = name
+            if (kind, code) not in self.computed:
+                self.computed[kind, code] = name
+                self.text(f"const {kind} {name} = {code};")
             if s.out.buffer in self.loop.stored:
                 self.text(f"{self.text.name(s.out.buffer)}[{self.at(s.out)}] = {name};")
 

@@ -41,6 +41,8 @@ class Lowering:
         self.totals: list[Total] = []
         self.values: dict[Op, Value] = {}
         self.known: dict[Any, Any] = {}
+        self.flipped: set[Op] = set()
+        """Matrices of which the transposed one is wanted."""
         self.arguments: list[Buffer] = []
         self.results: list[tuple[Buffer, View]] = []
         self.roots: set[Op] = set()
@@ -56,6 +58,7 @@ class Lowering:
             self.values[op] = Const(number, op.shape, op.dtype)
         self.roots = shapes.changed_in_place(self.graph.ops)
         wanted = shapes.needed(self.graph.ops, self.graph.outputs)
+        self.flipped = shapes.flipped([op for op in self.graph.ops if op in wanted], self.graph.outputs)
         for op in self.graph.ops:
             if op in wanted:
                 self.lower(op, op in self.roots)
@@ -165,12 +168,6 @@ class Lowering:
 
     # -- statements --
 
-    def before(self, buffer: Buffer, statements: Sequence[Statement]) -> None:
-        """Add statements that read nothing, before the last that writes to ``buffer``."""
-        at = [i for i, s in enumerate(self.statements) if buffer in s.writes()]
-        place = at[-1] if at else len(self.statements)
-        self.statements[place:place] = statements
-
     def map(
         self,
         code: str,
@@ -217,17 +214,8 @@ class Lowering:
         """Reduce over dimensions, which stay as ones; with ``tasks`` over all tasks too."""
         given = [self.over(x, shape) for x in operands]
         kept = tuple(1 if d in dims else n for d, n in enumerate(shape))
-        name = (
-            "reduce",
-            kind,
-            code,
-            tuple(map(shapes.identity, given)),
-            shape,
-            tuple(dims),
-            dtype,
-            tasks,
-            strides,
-        )
+        seen = tuple(map(shapes.identity, given))
+        name = ("reduce", kind, code, seen, shape, tuple(dims), dtype, tasks, strides)
         if name in self.known:
             return self.known[name]
         views = [x.view if isinstance(x, (Indirect, Address)) else x for x in given]

@@ -135,12 +135,13 @@ static void rows(int m, int n, const S* a, const int* ma, const S* b, S* c, cons
 }
 
 // Terms in pieces whose part of the right matrix, laid out by two vectors, stays in the first cache; rows in pieces whose
-// part of the left one stays in the second. Few rows are not worth the layout.
+// part of the left one stays in the second. Few rows, or a small right matrix, are not worth the layout.
 template <class S>
 static void blocks(int m, int n, const S* a, const int* ma, const S* b, S* c, const int* mc, Terms t, bool add) {
     constexpr int TERMS = 12288 / (2 * FM_BYTES), COLUMNS = 128, FEW = 24, LEFT = 65536 / sizeof(S);
-    S* const room = m < FEW ? nullptr : (S*)fm_scratch(TERMS * COLUMNS * sizeof(S), 2);
     const int inner = t.ki;
+    const bool near = (long)t.ko * inner * n * sizeof(S) <= 12288;  // in the first cache as it is
+    S* const room = m < FEW || near ? nullptr : (S*)fm_scratch(TERMS * COLUMNS * sizeof(S), 2);
     for (int k = 0; k < inner; k += TERMS) {  // long runs of terms are cut
         t.ki = inner - k < TERMS ? inner - k : TERMS;
         const S *left = a + (long)k * t.as, *right = b + (long)k * t.bs;

@@ -23,8 +23,10 @@ def dimensions(x: View, n: int) -> View:
     return View(x.buffer, (*[1] * ahead, *x.shape), (*[0] * ahead, *x.strides), x.offset)
 
 
-def product(low: Lowering, a: Value, b: Value, tasks: bool, shape: tuple[int, ...]) -> Value:
-    """``[.., m, k] @ [.., k, n]``, with ``tasks`` summed over them; views with the batch in front."""
+def product(
+    low: Lowering, a: Value, b: Value, tasks: bool, shape: tuple[int, ...], turned: bool = False
+) -> Value:
+    """``[.., m, k] @ [.., k, n]``, with ``tasks`` summed over them; ``turned``: it is wanted column by column."""
     if shapes.is_(a, 0) or shapes.is_(b, 0):
         return Const(0.0, shape, a.dtype)
     a, b = (low.copied(x) if isinstance(x, Const) else x for x in (a, b))
@@ -32,9 +34,9 @@ def product(low: Lowering, a: Value, b: Value, tasks: bool, shape: tuple[int, ..
     low.count(2 * math.prod(a.shape) * b.shape[2], [a, b])
     if tasks and low.place([a, b])[0] == "shared":
         raise Unsupported("a sum over tasks of what they share")
-    (z, m, k), n = a.shape, b.shape[2]
+    (_, m, k), n = a.shape, b.shape[2]
     small = m * n * k <= SMALL or k == 1 or min(m, n) == 1
-    out = as_sum(low, a, b, tasks) if small else blocked(low, a, b, tasks)
+    out = as_sum(low, a, b, tasks) if small else blocked(low, a, b, tasks, turned)
     return out if len(shape) == 3 else View(out.buffer, out.shape[1:], out.strides[1:], out.offset)
 
 
@@ -51,14 +53,14 @@ def as_sum(low: Lowering, a: View, b: View, tasks: bool) -> View:
     return View(out.buffer, (z, m, n), out.strides[:3], out.offset)
 
 
-def blocked(low: Lowering, a: View, b: View, tasks: bool) -> View:
+def blocked(low: Lowering, a: View, b: View, tasks: bool, wanted: bool) -> View:
     """A product by blocks; the one of ``m`` and ``n`` that wastes fewer lanes is vectorised."""
     (_, m, k), n = a.shape, b.shape[2]
     lanes = LANES // a.dtype.itemsize
     ready = b.strides[2] == 1 or n == 1, a.strides[1] == 1 or m == 1
     plain = m * k * math.ceil(n / lanes) + (0 if ready[0] else k * n / 2)
     turned = n * k * math.ceil(m / lanes) + (0 if ready[1] else k * m / 2)
-    if turned < plain:
+    if turned < plain or (wanted and turned == plain):
         flipped = blocked_plain(low, shapes.permute(b, [0, 2, 1]), shapes.permute(a, [0, 2, 1]), tasks)
         return shapes.permute(flipped, [0, 2, 1])  # type: ignore[return-value]
     return blocked_plain(low, a, b, tasks)
@@ -117,7 +119,7 @@ def matmul(low: Lowering, op: Op) -> Value:
     """``mm``, ``bmm``, ``addmm``, ``baddbmm``."""
     tasks = summed(low, op)
     a, b = (low.values[x] for x in op.args[-2:])
-    found = product(low, a, b, tasks, op.shape)
+    found = product(low, a, b, tasks, op.shape, op in low.flipped)
     if len(op.args) == 3:
         if op.kwargs:
             raise Unsupported("factors of a product and its addend")

@@ -1,52 +1,13 @@
-"""The order of statements: those that visit the same indices share a loop; and where their results are kept."""
+"""The order of statements: those that visit the same indices share a loop."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from fmeta.parallel.native import shapes
 from fmeta.parallel.native.inline import ready
-from fmeta.parallel.native.ir import (
-    NAMES,
-    Address,
-    Buffer,
-    Call,
-    Indirect,
-    Map,
-    Scope,
-    Statement,
-    Total,
-    View,
-)
+from fmeta.parallel.native.ir import Buffer, Call, Loop, Map, Section, Statement, Total
 from fmeta.parallel.native.lower import Lowering
-
-MOST = 48
-"""Statements in a loop."""
-BYTES = {"float": 4, "double": 8, "int64_t": 8, "int32_t": 4, "bool": 1}
-
-
-@dataclass(eq=False)
-class Loop:
-    """Statements on the same indices, or a single one of another kind."""
-
-    statements: list[Statement]
-    shape: tuple[int, ...] | None
-    """None for one that nothing joins."""
-    stored: set[Buffer] = field(default_factory=set)
-
-    def takes(self, shape: tuple[int, ...] | None) -> bool:
-        """Whether a statement on such indices may join."""
-        return shape is not None and self.shape == shape and len(self.statements) < MOST
-
-
-class Section(NamedTuple):
-    """What is done once for all tasks, or for each, before or in the tasks' loop of a number."""
-
-    scope: Scope
-    level: int
-    loops: list[Loop]
+from fmeta.parallel.native.memory import in_step, laid, ordered, packed
 
 
 class Plan(NamedTuple):
@@ -85,11 +46,6 @@ def plan(low: Lowering) -> Plan:
         (t.whole for t in totals if t.whole.place == "scratch" and t.whole not in places), places, sizes[0]
     )
     return Plan(sections, places, shared, sizes[1], sizes[2], sizes[3], totals)
-
-
-def ordered(statements: list[Statement]) -> list[Buffer]:
-    """Buffers written, each once."""
-    return list(dict.fromkeys(b for s in statements for b in s.writes()))
 
 
 def needed(low: Lowering, groups: list[list[Statement]]) -> list[list[Statement]]:
@@ -139,22 +95,6 @@ def joined(groups: list[list[Statement]]) -> list[Loop]:
     return loops
 
 
-def in_step(s: Statement, buffer: Buffer, source: Map | None) -> bool:
-    """Whether a statement reads just the number that another one writes at the same index."""
-    if source is None or isinstance(s, Call):
-        return False
-    for x in s.operands:
-        view = x.view if isinstance(x, (Indirect, Address)) else x
-        if isinstance(view, View) and view.buffer is buffer:
-            if (
-                isinstance(x, (Indirect, Address))
-                or not shapes.same(view, source.out)
-                or view.shape != s.shape
-            ):
-                return False
-    return True
-
-
 def keep(sections: list[Section]) -> None:
     """Note which results must be in memory: those that another loop reads."""
     homes: dict[Buffer, Loop] = {}
@@ -178,61 +118,3 @@ def keep(sections: list[Section]) -> None:
                 for b in s.reads():
                     if b in homes and homes[b] is not loop:
                         homes[b].stored.add(b)
-
-
-def bytes_of(b: Buffer) -> int:
-    """Memory of a buffer, in whole cache lines and one vector more."""
-    return (b.size * BYTES[NAMES[b.dtype]] + 127) // 64 * 64
-
-
-def laid(buffers: Iterator[Buffer], places: dict[Buffer, int], start: int = 0) -> int:
-    """One after the other."""
-    for b in buffers:
-        places[b] = start
-        start += bytes_of(b)
-    return start
-
-
-def packed(sections: list[Section], places: dict[Buffer, int]) -> int:
-    """Numbers of a task: memory is used again after its last reader. Returns the bytes."""
-    top = 0
-    for section in sections:
-        if section.scope != "task":
-            continue
-        ends: dict[Buffer, int] = {}
-        for i, loop in enumerate(section.loops):
-            for s in loop.statements:
-                ends.update(dict.fromkeys((*s.reads(), *s.writes()), i))
-        free: list[tuple[int, int]] = [(0, 1 << 60)]
-        alive: dict[Buffer, int] = {}
-        for i, loop in enumerate(section.loops):
-            for b in ordered(loop.statements):
-                if b in loop.stored and b.place == "scratch" and b.scope == "task" and b not in places:
-                    places[b] = taken(free, bytes_of(b))
-                    alive[b] = bytes_of(b)
-                    top = max(top, places[b] + bytes_of(b))
-            for b in [b for b in alive if ends[b] <= i]:
-                given_back(free, places[b], alive.pop(b))
-    return top
-
-
-def taken(free: list[tuple[int, int]], size: int) -> int:
-    """The first free place of a size."""
-    for i, (at, room) in enumerate(free):
-        if room >= size:
-            free[i : i + 1] = [(at + size, room - size)] if room > size else []
-            return at
-    raise AssertionError("taken: expected an endless last place, got none")
-
-
-def given_back(free: list[tuple[int, int]], at: int, size: int) -> None:
-    """A place is free again; neighbours are joined."""
-    free.append((at, size))
-    free.sort()
-    joined_up: list[tuple[int, int]] = []
-    for begin, room in free:
-        if joined_up and joined_up[-1][0] + joined_up[-1][1] == begin:
-            joined_up[-1] = (joined_up[-1][0], joined_up[-1][1] + room)
-        else:
-            joined_up.append((begin, room))
-    free[:] = joined_up

@@ -170,6 +170,24 @@ def needed(ops: list[Op], outputs: list[Op]) -> set[Op]:
     return found
 
 
+TURNS = ("t", "transpose", "permute")
+KEEPS = ("add", "mul", "neg", "view", "_unsafe_view", "reshape", "unsqueeze", "squeeze")
+
+
+def flipped(ops: list[Op], outputs: list[Op]) -> set[Op]:
+    """Matrices of which nothing but the transposed one is used, if only after additions and the like."""
+    users: dict[Op, list[Op]] = {op: [] for op in ops}
+    for op in ops:
+        for x in operands((op.args, op.kwargs)):
+            users.setdefault(x, []).append(op)
+    found: set[Op] = set()
+    for op in reversed(ops):
+        after = users[op] and all(u.called in TURNS or (u.called in KEEPS and u in found) for u in users[op])
+        if after and op not in outputs and op.called in ("mm", "bmm", *KEEPS):
+            found.add(op)
+    return found
+
+
 def operands(args: Any) -> Iterator[Op]:
     """Operations among arguments."""
     if isinstance(args, Op):

@@ -209,14 +209,19 @@ def pad(
     if key not in low.known:
         strides = strides or shapes.dense(shape, shapes.order_of(value))
         whole: Any = View(Buffer(value.dtype, math.prod(shape), *low.place([value])), shape, strides)
-        inside, edges = whole, []
+        inside = whole
+        edges: list[Any] = []
         for d, begin in begins.items():
             end = begin + value.shape[d]
             spans = [(at, count) for at, count in ((0, begin), (end, shape[d] - end)) if count]
             edges += [part(whole, d, at, count) for at, count in spans]
             inside = part(inside, d, begin, value.shape[d])
         fills = [Map(e, e.shape, "{0}", [Const(fill, e.shape, value.dtype)]) for e in edges]
-        low.before(value.buffer, fills)  # so that the value may be written right into its place
+        writers = [i for i, s in enumerate(low.statements) if value.buffer in s.writes()]
+        place = writers[-1] if writers else len(low.statements)
+        low.statements[place:place] = (
+            fills  # before the value, which may then be written right into its place
+        )
         low.statements.append(Map(inside, value.shape, "{0}", [value]))
         low.known[key] = whole
     return low.known[key]
