@@ -126,6 +126,13 @@ def number(call: str, name: str, value: Any, low: float = 0.0, below: float = ma
         )
 
 
+def positive(call: str, name: str, value: Any) -> None:
+    """Raise unless ``value`` is a plain number above 0."""
+    number(call, name, value)
+    if value == 0:
+        raise ValueError(f"{call}: {name} must be above 0, got {value}. Pass a positive number.")
+
+
 def start_count(params: Tree, needed: bool = True) -> Tree:
     """The number of updates made so far: an int64 zero on the parameters' device, or ``()`` if not needed."""
     leaves = tree.leaves(params)

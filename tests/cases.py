@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import custom_loops
 import problems
 import pytest
+import torch
 from helpers import random_like
 from problems import LOSS, WAYS, Problem, network, squared_error, with_metrics
-from reference import networks, prototypes, rules
+from reference import inner, metric, networks, prototypes, rules
 from reference.loops import Episode, Loss, maml, meta_gradient, metasgd, reptile
 from torch import Tensor, nn
 
@@ -132,6 +133,111 @@ def protonet_row(distance: str, scale: float = 1.0, compiled: bool = False) -> C
     return Case(f"protonet {distance}", make, exact=True, reference=reference, compiled=compiled)
 
 
+def boil_row(name: str) -> Case:
+    def make() -> Problem:
+        return Problem(fmeta.boil(LOSS, PLAIN[0], steps=3), network(), problems.regression_tasks())
+
+    objective = maml(squared_error, PLAIN[1], 3, adapts=[n for n in network() if n.startswith("body0")])
+    return Case(name, make, True, lambda meta, tasks: meta_gradient(objective, meta, tasks))
+
+
+def cavia_row(name: str) -> Case:
+    def make() -> Problem:
+        algorithm = fmeta.cavia(with_metrics(problems.context_error), fmeta.sgd(0.5), steps=3)
+        return Problem(algorithm, problems.context_network(), problems.regression_tasks())
+
+    objective = inner.context(problems.context_error, 0.5, 3, "context")
+    return Case(name, make, True, lambda meta, tasks: meta_gradient(objective, meta, tasks))
+
+
+def mamlpp_row(name: str, weights: tuple[float, ...] | None = None, last: int | None = None) -> Case:
+    def make() -> Problem:
+        adjoint = fmeta.unroll() if last is None else fmeta.truncated(last)
+        algorithm = fmeta.mamlpp(LOSS, steps=3, weights=weights, adjoint=adjoint)
+        rates = {key: 0.1 + 0.05 * random_like(torch.zeros(3).double(), len(key)) for key in network()}
+        return Problem(algorithm, {"params": network(), "lr": rates}, problems.regression_tasks())
+
+    objective, final = (inner.step_rates(squared_error, 3, w, last) for w in (weights, None))
+
+    def reference(meta: Any, tasks: Sequence[Episode]) -> tuple[Any, Tensor]:
+        return meta_gradient(objective, meta, tasks)[0], meta_gradient(final, meta, tasks)[1]
+
+    return Case(name, make, last is None, reference)
+
+
+def metacurvature_row(name: str) -> Case:
+    """Matrices that are far from identities and from symmetric ones."""
+
+    def make() -> Problem:
+        algorithm = fmeta.metacurvature(LOSS, steps=2, lr=0.2)
+        meta = algorithm.init(network())
+        curvature = {
+            key: {side: matrix + 0.3 * random_like(matrix, len(key + side)) for side, matrix in sides.items()}
+            for key, sides in meta["curvature"].items()
+        }
+        return Problem(algorithm, {**meta, "curvature": curvature}, problems.regression_tasks())
+
+    objective = inner.curvature(squared_error, 0.2, 2)
+    return Case(name, make, True, lambda meta, tasks: meta_gradient(objective, meta, tasks))
+
+
+def protomaml_row(name: str, steps: int) -> Case:
+    def make() -> Problem:
+        algorithm = fmeta.protomaml(networks.mlp, fmeta.sgd(0.1), steps=steps, ways=WAYS)
+        return Problem(algorithm, network(), problems.classification_tasks(2))
+
+    nll = problems.negative_log_likelihood
+    objective = inner.proto_head(networks.mlp, nll, 0.1, steps, WAYS)
+    return Case(name, make, True, lambda meta, tasks: meta_gradient(objective, meta, tasks))
+
+
+def imaml_row(name: str, solver: str, iterations: int, solve: Callable[[Tensor, Tensor], Tensor]) -> Case:
+    def make() -> Problem:
+        algorithm = fmeta.imaml(
+            LOSS,
+            fmeta.sgd(0.2),
+            steps=3,
+            strength=2.0,
+            solver=solver,
+            iterations=iterations,  # type: ignore[arg-type]
+        )
+        return Problem(algorithm, network(), problems.regression_tasks())
+
+    def reference(meta: Any, tasks: Sequence[Episode]) -> tuple[Any, Tensor]:
+        return inner.implicit(squared_error, 0.2, 3, 2.0, solve, meta, tasks)
+
+    return Case(name, make, exact=False, reference=reference, tolerance=1e-9)
+
+
+def fitted_row(
+    name: str, make_algorithm: Callable[[], Algorithm], meta: Callable[[], Any], objective: Any
+) -> Case:
+    """An algorithm without steps, on classification."""
+
+    def make() -> Problem:
+        return Problem(make_algorithm(), meta(), problems.classification_tasks(2))
+
+    return Case(name, make, True, lambda meta, tasks: meta_gradient(objective, meta, tasks))
+
+
+def ridge_meta() -> Any:
+    numbers = {"log_ridge": -0.5, "scale": 1.5, "bias": 0.1}
+    return {"params": network(), **{key: torch.tensor(value).double() for key, value in numbers.items()}}
+
+
+def relation_meta() -> Any:
+    return {"embedding": network(), "relation": networks.mlp_weights([2 * WAYS, 4, 1], problems.generator(9))}
+
+
+def solved(H: Tensor, g: Tensor) -> Tensor:
+    return torch.linalg.solve(torch.eye(len(g)).double() + H, g)
+
+
+def summed(H: Tensor, g: Tensor) -> Tensor:
+    """Three terms of Neumann's series after the first."""
+    return g - H @ g + H @ H @ g - H @ H @ H @ g
+
+
 def custom_row(name: str) -> Case:
     """An algorithm of the tests' own, written as an ``InnerLoop``."""
     make, objective = custom_loops.OBJECTIVES[name]
@@ -143,6 +249,7 @@ def exponential(k: Any) -> Any:
     return 0.25 * 0.5**k
 
 
+MEAN = torch.tensor([0.1, -0.2, 0.3]).double()
 LIMIT = 1.15  # some gradients of the problem are longer, some are not
 RATES = {"body0.weight": 0.1, "body0.bias": 0.4, "head.weight": 0.2, "head.bias": 0.3}
 ADAM = dict(eps_root=1e-2)  # a root with a moderate slope, so that finite differences are accurate
@@ -186,6 +293,41 @@ CASES = (
     metasgd_row("metasgd first order", last=0),
     reptile_row("reptile", MOMENTUM),
     reptile_row("reptile adam inside", ADAPTIVE),
+    boil_row("boil"),
+    cavia_row("cavia"),
+    mamlpp_row("mamlpp"),
+    mamlpp_row("mamlpp multi-step loss", weights=(0.0, 0.2, 0.3, 0.5)),
+    mamlpp_row("mamlpp first order", last=0),
+    metacurvature_row("metacurvature"),
+    protomaml_row("protomaml", 2),
+    protomaml_row("protomaml without steps", 0),
+    imaml_row("imaml cg", "cg", 40, solved),
+    imaml_row("imaml neumann", "neumann", 3, summed),
+    imaml_row("imaml identity", "identity", 0, lambda H, g: g),
+    fitted_row(
+        "matchingnet",
+        lambda: fmeta.matchingnet(networks.mlp, scale=3.0, ways=WAYS),
+        network,
+        metric.matching(networks.mlp, WAYS, 3.0),
+    ),
+    fitted_row(
+        "relationnet",
+        lambda: fmeta.relationnet(networks.mlp, networks.mlp, ways=WAYS),
+        relation_meta,
+        metric.relation(networks.mlp, networks.mlp, WAYS),
+    ),
+    fitted_row(
+        "r2d2",
+        lambda: fmeta.r2d2(networks.mlp, ways=WAYS),
+        ridge_meta,
+        metric.ridge(networks.mlp, WAYS),
+    ),
+    fitted_row(
+        "simpleshot",
+        lambda: fmeta.simpleshot(networks.mlp, mean=MEAN, ways=WAYS),
+        network,
+        metric.centroid(networks.mlp, WAYS, MEAN),
+    ),
     protonet_row("euclidean", compiled=True),
     protonet_row("cosine", scale=10.0),
     model_row("maml BatchNorm", problems.batchnorm_model, [2]),

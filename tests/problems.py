@@ -60,6 +60,16 @@ def squared_error(params: dict[str, Tensor], pair: tuple[Tensor, Tensor]) -> Ten
     return ((networks.mlp(params, pair[0]) - pair[1]) ** 2).mean()
 
 
+def context_network() -> dict[str, Tensor]:
+    """A network of two more inputs, which are parameters."""
+    return {"context": normal(2, seed=7), **networks.mlp_weights([4, 4, WAYS], generator(0))}
+
+
+def context_error(params: dict[str, Tensor], pair: tuple[Tensor, Tensor]) -> Tensor:
+    x = torch.cat([pair[0], params["context"].expand(len(pair[0]), -1)], 1)
+    return ((networks.mlp(params, x) - pair[1]) ** 2).mean()
+
+
 def log_cosh_error(params: dict[str, Tensor], pair: tuple[Tensor, Tensor]) -> Tensor:
     return torch.log(torch.cosh(networks.mlp(params, pair[0]) - pair[1])).mean()
 

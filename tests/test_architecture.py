@@ -35,6 +35,7 @@ LAYERS = (
     *FIRST,
     ("optim", "adjoint", "implicit"),
     ("adapt",),
+    ("metric",),
     ("algorithms",),
     ("parallel",),
     ("meta", "estimators", "hypergrad", "export"),

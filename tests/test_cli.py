@@ -91,7 +91,10 @@ def test_help_of_a_recipe_explains_every_option(recipe: str, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("trian sinusoid", "there is no command 'trian', only train, eval, list. Did you mean train?"),
+        (
+            "trian sinusoid",
+            "there is no command 'trian', only train, eval, compare, list. Did you mean train?",
+        ),
         (
             "train sinusiod",
             "there is no recipe 'sinusiod', only sinusoid, glyphs, omniglot. Did you mean sinusoid?",
@@ -101,7 +104,7 @@ def test_help_of_a_recipe_explains_every_option(recipe: str, capsys: pytest.Capt
         ("train sinusoid --algorithm maaml", "invalid choice 'maaml' for argument '--algorithm'"),
         ("train sinusoid --tasks many", "invalid literal for int() with base 10: 'many'"),
         ("train", "Expected one of {sinusoid, glyphs, omniglot}"),
-        ("", "Expected one of {train, eval, list}"),
+        ("", "Expected one of {train, eval, compare, list}"),
     ],
 )
 def test_wrong_command_lines_suggest_the_right_one(

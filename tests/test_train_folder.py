@@ -239,3 +239,5 @@ def test_wrong_device_and_impossible_algorithm_are_refused(tmp_path: Path) -> No
         experiment.build(replace(config, machine=Machine(device="cuda:99")))
     with pytest.raises(ValueError, match="protonet needs classes, got a regression recipe"):
         experiment.build(replace(config, inner=Inner(algorithm="protonet")))
+    with pytest.raises(ValueError, match="cavia needs a model with context parameters"):
+        experiment.build(replace(tiny_few_shot(tmp_path), inner=Inner(algorithm="cavia")))

@@ -1,9 +1,36 @@
 """Meta-learning algorithms: one file and one factory each, all of them pure functions of one task."""
 
 from fmeta.algorithms.anil import anil
+from fmeta.algorithms.boil import boil
+from fmeta.algorithms.cavia import cavia
+from fmeta.algorithms.imaml import imaml
 from fmeta.algorithms.maml import maml
+from fmeta.algorithms.mamlpp import mamlpp, multi_step_weights
+from fmeta.algorithms.matchingnet import matchingnet
+from fmeta.algorithms.metacurvature import metacurvature
 from fmeta.algorithms.metasgd import metasgd
+from fmeta.algorithms.protomaml import protomaml
 from fmeta.algorithms.protonet import protonet
+from fmeta.algorithms.r2d2 import r2d2
+from fmeta.algorithms.relationnet import relationnet
 from fmeta.algorithms.reptile import reptile
+from fmeta.algorithms.simpleshot import simpleshot
 
-__all__ = ["anil", "maml", "metasgd", "protonet", "reptile"]
+__all__ = [
+    "anil",
+    "boil",
+    "cavia",
+    "imaml",
+    "maml",
+    "mamlpp",
+    "matchingnet",
+    "metacurvature",
+    "metasgd",
+    "multi_step_weights",
+    "protomaml",
+    "protonet",
+    "r2d2",
+    "relationnet",
+    "reptile",
+    "simpleshot",
+]

@@ -8,17 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fmeta.adapt import from_loop, weights_as_meta
-from fmeta.losses import check_integers, check_occur, outputs
-from fmeta.optim import sgd
-from fmeta.types import Adapted, Algorithm, Batch, InnerLoop, Metrics, Params, Task, Tree
+from fmeta.adapt import weights_as_meta
+from fmeta.losses import outputs
+from fmeta.metric import check_apply, class_means, fitted, unit
+from fmeta.types import Algorithm, Batch, Params, Tree
 
 Distance = Callable[[Tensor, Tensor], Tensor]
-ABSENT = -1e9  # the score of a class without support examples: finite, so that no derivative is NaN
 
 
 def euclidean(queries: Tensor, prototypes: Tensor) -> Tensor:
@@ -28,7 +25,6 @@ def euclidean(queries: Tensor, prototypes: Tensor) -> Tensor:
 
 def cosine(queries: Tensor, prototypes: Tensor) -> Tensor:
     """``10 (1 - cosine similarity)``, ``[n, dim], [ways, dim] -> [n, ways]``; the 10 is the temperature."""
-    unit = lambda v: v * torch.rsqrt(v.square().sum(-1, keepdim=True) + 1e-12)  # noqa: E731
     return 10 * (1 - unit(queries) @ unit(prototypes).mT)
 
 
@@ -57,44 +53,17 @@ def protonet(
         eq. 1, eq. 2 and algorithm 1.
     """
     named: dict[str, Distance] = {"euclidean": euclidean, "cosine": cosine}
-    if not callable(apply):
-        raise TypeError(
-            f"protonet: apply must be a callable (params, x) -> embedding, got {type(apply).__name__}. "
-            "Use `apply, params = fmeta.functionalize(module)`."
-        )
+    check_apply("protonet", apply)
     if not callable(distance) and distance not in named:
         raise ValueError(
             f"protonet: distance must be one of {sorted(named)} or a callable, got {distance!r}."
         )
     measure = distance if callable(distance) else named[distance]
 
-    def start(meta: Params, support: Batch) -> dict[str, Tensor]:
-        embedded = outputs(apply, meta, support.x)
-        classes = torch.arange(ways or len(support.y), device=support.y.device)
-        member = (support.y[None] == classes[:, None]).to(embedded.dtype)  # [ways, shots]
-        count = member.sum(1, keepdim=True)
-        return {"prototypes": member @ embedded / count.clamp(min=1), "present": count.squeeze(1)}
+    def fit(meta: Params, support: Batch, member: Tensor) -> dict[str, Tensor]:
+        return {"prototypes": class_means(outputs(apply, meta, support.x), member)}
 
-    def scores(params: Tree, meta: Params, x: Tree) -> Tensor:
-        distances = measure(outputs(apply, meta, x), params["prototypes"])
-        return torch.where(params["present"] > 0, -distances, ABSENT)
+    def score(params: dict[str, Tensor], meta: Params, x: Tree) -> Tensor:
+        return -measure(outputs(apply, meta, x), params["prototypes"])
 
-    def outer(params: Tree, meta: Params, task: Task) -> tuple[Tensor, Metrics]:
-        for labels in (task.support.y, task.query.y):
-            check_integers("protonet", labels)
-        check_occur("protonet", task.query.y, task.support.y, ways or len(task.support.y))
-        logits = scores(params, meta, task.query.x)
-        accuracy = (logits.argmax(-1) == task.query.y).to(logits.dtype).mean()
-        return F.cross_entropy(logits, task.query.y.long()), {"accuracy": accuracy}
-
-    def no_loss(params: Tree, meta: Params, batch: Batch, k: Tensor) -> tuple[Tensor, Metrics]:
-        raise ValueError(
-            "protonet: there is no inner loss, got steps above 0. Evaluate with steps=0 or None."
-        )
-
-    loop = InnerLoop(start=start, loss=no_loss, inner=lambda meta, k: sgd(0.0), outer=outer, steps=0)
-
-    def predict(meta: Params, adapted: Adapted, x: Tree) -> Tensor:
-        return scores(adapted.params, meta, x)
-
-    return from_loop(weights_as_meta("protonet"), loop, predict)
+    return fitted("protonet", weights_as_meta("protonet"), fit, score, ways=ways)

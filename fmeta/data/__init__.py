@@ -1,6 +1,7 @@
 """Datasets as tensors, divided by class into ``.train``, ``.val`` and ``.test``."""
 
 from fmeta.data.cache import cache_dir
+from fmeta.data.families import Families, FamilySplit, csv_families
 from fmeta.data.folder import image_folder
 from fmeta.data.glyphs import glyphs
 from fmeta.data.omniglot import omniglot
@@ -9,10 +10,13 @@ from fmeta.data.tensors import from_tensors
 from fmeta.data.warp import random_affine
 
 __all__ = (
+    "Families",
+    "FamilySplit",
     "Pool",
     "Pools",
     "cache_dir",
     "class_pool",
+    "csv_families",
     "from_tensors",
     "glyphs",
     "image_folder",

@@ -79,7 +79,10 @@ class Steps:
             k = torch.zeros((), dtype=torch.int64, device=tree.device(params))
             return Carry(params, self.loop.inner(meta, k).init(params))
 
-        return self.over_tasks(one)(support) if self.traits.start_reads_support else one(support)
+        if not self.traits.start_reads_support:
+            return one(support)
+        # what does not differ by task comes out of vmap expanded, on which jvp cannot write a tangent
+        return tree.map(torch.Tensor.contiguous, self.over_tasks(one)(support))
 
     def update(
         self, dim: int | None, carry: Carry, meta: Tree, batch: Batch, k: Tensor

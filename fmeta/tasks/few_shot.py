@@ -66,7 +66,7 @@ def few_shot(
     that count rotated classes, two rotations of one character may meet in a task.
     """
     check_counts(CALL, ways=ways, shots=shots, queries=queries, tasks=tasks)
-    rotations, changes = _parse(augment)
+    rotations, changes = parse(CALL, augment)
     _check_pool(pool, ways, shots + queries, rotations, bool(changes))
     pool = pool.to(pool.x.device if device is None else device)
 
@@ -79,7 +79,7 @@ def few_shot(
         rows, turns, labels = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
         x = _gather(pool.x, rows.flatten(), turns.flatten() if rotations else None)
         for change in changes:
-            x = _apply(change, x, random)
+            x = changed(CALL, change, x, random)
         x, y = x.unflatten(0, rows.shape), labels.to(x.device)
         cut = ways * shots
         return Task(Batch(x[:, :cut], y[:, :cut]), Batch(x[:, cut:], y[:, cut:]))
@@ -116,21 +116,27 @@ def _gather(x: Tensor, rows: Tensor, turns: Tensor | None) -> Tensor:
     examples = x[rows.to(x.device)]
     if turns is not None:
         examples = quarter_turns(examples, turns)
-    return examples.float().div_(255) if examples.dtype == torch.uint8 else examples
+    return floats(examples)
 
 
-def _apply(change: Augment, x: Tensor, random: torch.Generator) -> Tensor:
-    changed = change(x, random)
-    if not isinstance(changed, Tensor) or changed.shape[:1] != x.shape[:1]:
-        got = list(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__
+def floats(x: Tensor) -> Tensor:
+    """Bytes as float32 in 0 .. 1."""
+    return x.float().div_(255) if x.dtype == torch.uint8 else x
+
+
+def changed(call: str, change: Augment, x: Tensor, random: torch.Generator) -> Tensor:
+    """Pictures after an augmentation."""
+    found = change(x, random)
+    if not isinstance(found, Tensor) or found.shape[:1] != x.shape[:1]:
+        got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise ValueError(
-            f"{CALL}: augment must return one image for each of the {len(x)} it gets, got {got}. "
+            f"{call}: augment must return one image for each of the {len(x)} it gets, got {got}. "
             "Map [n, C, H, W] to [n, ...]."
         )
-    return changed
+    return found
 
 
-def _parse(augment: str | Augment | Sequence[str | Augment] | None) -> tuple[bool, list[Augment]]:
+def parse(call: str, augment: str | Augment | Sequence[str | Augment] | None) -> tuple[bool, list[Augment]]:
     """Whether rotations make classes, and what changes single images."""
     if augment is None:
         return False, []
@@ -143,7 +149,7 @@ def _parse(augment: str | Augment | Sequence[str | Augment] | None) -> tuple[boo
             changes.append(partial(random_affine))
         elif one != "rotations":
             raise ValueError(
-                f"{CALL}: augment must be 'rotations', 'affine', a function (x, generator) -> x or a "
+                f"{call}: augment must be 'rotations', 'affine', a function (x, generator) -> x or a "
                 f"sequence of these, got {one!r}. Choose one of them."
             )
     return "rotations" in wanted, changes

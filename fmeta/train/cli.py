@@ -54,6 +54,22 @@ class EvalCommand:
 
 
 @dataclass(frozen=True)
+class CompareCommand:
+    """Test several runs on the same tasks: one table with paired differences, compare.json and compare.png."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders of one recipe; differences are to the first."""
+    out: Path = Path("comparison")
+    """Folder of the results."""
+    test_tasks: int = 1_000
+    """Test tasks."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Which checkpoint of each run."""
+    root: MaybePath = None
+    """Folder of the data set, if it is not where it was in training."""
+
+
+@dataclass(frozen=True)
 class ListCommand:
     """Show the recipes, and the runs under ./runs with their results."""
 
@@ -108,6 +124,8 @@ def run(arguments: list[str]) -> int:
         return commands.show_list(Path("runs"))
     if isinstance(command, EvalCommand):
         return commands.evaluate(command.run, line, **options_of(command))
+    if isinstance(command, CompareCommand):
+        return commands.compare_runs(list(command.runs), command)
     return commands.train(command.config, line)
 
 
@@ -124,6 +142,7 @@ def parse(arguments: list[str]) -> Any:
     commands: dict[str, tuple[Any, str]] = {
         "train": (train, "Train a recipe: `fmeta train RECIPE --help` shows its options."),
         "eval": (EvalCommand, described(EvalCommand)),
+        "compare": (CompareCommand, described(CompareCommand)),
         "list": (ListCommand, described(ListCommand)),
     }
     choices = [
@@ -183,7 +202,7 @@ def _split_value(argument: str, *names: str) -> list[str]:
 def unknown_word(arguments: list[str]) -> str:
     """What is wrong with the first words, with the nearest right one; empty if nothing is."""
     words = [argument for argument in arguments[:2] if not argument.startswith("-")]
-    expected = [("command", ["train", "eval", "list"])]
+    expected = [("command", ["train", "eval", "compare", "list"])]
     if words[:1] == ["train"]:
         expected.append(("recipe", list(RECIPES)))
     for word, (kind, known) in zip(words, expected, strict=False):

@@ -112,6 +112,19 @@ def evaluate(
         return report(path, experiment, checkpoint, command)
 
 
+def compare_runs(paths: list[Path], asked: Any) -> int:
+    """Test several runs on the same tasks; returns the exit code."""
+    from fmeta.train.compare import compare
+
+    if len(paths) < 2:
+        raise ValueError(f"compare: at least two runs are needed, got {len(paths)}. Give their folders.")
+    if asked.test_tasks < 2:
+        raise ValueError(f"compare: --test-tasks must be at least 2, got {asked.test_tasks}.")
+    return compare(
+        paths, asked.out, test_tasks=asked.test_tasks, checkpoint=asked.checkpoint, root=asked.root
+    )
+
+
 def show_list(runs: Path) -> int:
     """Print the recipes and the runs below a folder."""
     say("Recipes (fmeta train RECIPE)")

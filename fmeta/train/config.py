@@ -12,7 +12,10 @@ from typing import Annotated, Generic, Literal, TypeVar
 
 import tyro
 
-AlgorithmName = Literal["maml", "fomaml", "anil", "reptile", "metasgd", "protonet"]
+AlgorithmName = Literal[
+    "maml", "fomaml", "anil", "boil", "reptile", "metasgd", "mamlpp", "metacurvature", "cavia", "imaml",
+    "protomaml", "protonet", "matchingnet", "r2d2",
+]  # fmt: skip
 TaskT = TypeVar("TaskT")
 MaybeInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
 MaybeFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
@@ -77,11 +80,23 @@ class Inner:
     maml, the initial weights, by the exact gradient;
     fomaml, the same, by the first-order gradient;
     anil, the same, but only the head adapts;
+    boil, the same, but all except the head adapts;
     reptile, weights close to those that all tasks end with;
     metasgd, the initial weights and a rate for each;
-    protonet, an embedding in which a class is the mean of its shots (no inner steps)."""
+    mamlpp, the initial weights and a rate for each parameter tensor and step;
+    metacurvature, the initial weights and matrices that turn the inner gradient;
+    cavia, weights that a few context parameters steer, which alone adapt (sinusoid only);
+    imaml, weights that adaptation stays near, by the implicit gradient;
+    protomaml, an embedding, whose head starts from the class means of the shots;
+    protonet, an embedding in which a class is the mean of its shots (no inner steps);
+    matchingnet, the same, by attention over single shots;
+    r2d2, the same, by ridge regression."""
     inner_lr: float = 0.01
-    """Learning rate of adaptation (where metasgd starts)."""
+    """Learning rate of adaptation (where metasgd and mamlpp start)."""
+    strength: float = 2.0
+    """Of imaml's pull towards the initial weights."""
+    context: int = 5
+    """Context parameters of cavia's model."""
     inner_steps: int = 1
     """Gradient steps while meta-training."""
     test_steps: int = 10

@@ -16,7 +16,8 @@ from fmeta.data.pool import Pool, Pools
 from fmeta.data.warp import quarter_turns
 from fmeta.parallel import ALONE, Processes
 from fmeta.tasks.seeding import generator
-from fmeta.train.config import Config, FewShotTask, Inner, OmniglotTask, Outer, SinusoidTask
+from fmeta.train.choices import EMBEDDINGS, Given, make_algorithm
+from fmeta.train.config import Config, FewShotTask, OmniglotTask, Outer, SinusoidTask
 from fmeta.train.device import pick_device
 from fmeta.train.evaluate import TEST_SEED, VALIDATION_SEED, Held
 from fmeta.train.options import check
@@ -78,12 +79,13 @@ def build(config: Config[Any], processes: Processes = ALONE) -> Experiment:
     device = pick_device(config.machine.device, processes)
     family = make_family(config, device)
     torch.manual_seed(config.outer.seed)
-    module = family.model(None if config.inner.algorithm == "protonet" else family.outputs)
+    module = family.model(None if config.inner.algorithm in EMBEDDINGS else family.outputs)
     apply, params = fmeta.functionalize(module.to(device))
+    given = Given(apply, family.loss(apply), config.inner, family.outputs, family.adapts)
     return Experiment(
         config=config,
         family=family,
-        algorithm=make_algorithm(config.inner, apply, family),
+        algorithm=make_algorithm(given, family.metric, "context" in params),
         outer=make_outer(config.outer),
         params=params,
         plan=make_plan(config),
@@ -98,25 +100,6 @@ def build_together(config: Config[Any], processes: Processes) -> Experiment:
     """``build`` in all processes, in the first one first: it may have to download data or to render it."""
     experiment = processes.first(lambda: build(config, processes))
     return experiment._replace(plan=replace(experiment.plan, mesh=processes.mesh(experiment.device)))
-
-
-def make_algorithm(inner: Inner, apply: Callable[..., Any], family: Family) -> Algorithm:
-    """The algorithm by its name on the command line."""
-    if inner.algorithm == "protonet":
-        if family.metric != "accuracy":
-            raise ValueError(
-                "train: protonet needs classes, got a regression recipe. Choose another --algorithm."
-            )
-        return fmeta.protonet(apply, ways=family.outputs)
-    loss_fn, rate, steps = family.loss(apply), fmeta.sgd(inner.inner_lr), inner.inner_steps
-    if inner.algorithm == "metasgd":
-        return fmeta.metasgd(loss_fn, steps=steps, lr=inner.inner_lr, adapts=family.adapts)
-    if inner.algorithm == "anil":
-        return fmeta.anil(loss_fn, rate, steps=steps)
-    if inner.algorithm == "reptile":
-        return fmeta.reptile(loss_fn, rate, steps=steps)
-    adjoint = fmeta.first_order() if inner.algorithm == "fomaml" else fmeta.unroll()
-    return fmeta.maml(loss_fn, rate, steps=steps, adjoint=adjoint, adapts=family.adapts)
 
 
 def make_outer(outer: Outer, steps: int | None = None) -> Transform:
@@ -139,18 +122,21 @@ def make_plan(config: Config[Any]) -> Plan:
 def make_family(config: Config[Any], device: torch.device) -> Family:
     """Tasks, model and loss of a recipe."""
     if isinstance(config.task, SinusoidTask):
-        return sinusoid_family(config.task, config.outer.tasks, device)
+        context = config.inner.context if config.inner.algorithm == "cavia" else 0
+        return sinusoid_family(config.task, config.outer.tasks, device, context)
     return few_shot_family(config.task, config.outer.tasks, device)
 
 
-def sinusoid_family(task: SinusoidTask, tasks: int, device: torch.device) -> Family:
+def sinusoid_family(task: SinusoidTask, tasks: int, device: torch.device, context: int = 0) -> Family:
     """Regression of sine waves; training, validation and test tasks differ by their seeds."""
     train = fmeta.tasks.sinusoid(tasks=tasks, shots=task.shots, queries=task.queries, device=device)
     held = fmeta.tasks.sinusoid(
         tasks=HELD_BATCH, shots=task.test_shots, queries=task.test_queries, device=device
     )
     return Family(
-        model=lambda outputs: spread_kinks(fmeta.models.mlp([1, *task.hidden, outputs or 1])),
+        model=lambda outputs: spread_kinks(
+            fmeta.models.mlp([1, *task.hidden, outputs or 1], context=context)
+        ),
         outputs=1,
         loss=fmeta.losses.mse,
         metric="loss",

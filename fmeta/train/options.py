@@ -18,11 +18,11 @@ FREE_ON_RESUME = frozenset(
 AT_LEAST = {
     **dict.fromkeys(["outer_steps", "log_interval", "val_tasks", "max_bad_steps", "tasks"], 1),
     **dict.fromkeys(["val_interval", "test_steps", "inner_steps", "seed"], 0),
-    **dict.fromkeys(["patience", "baseline_steps", "threads", "channels"], 1),
+    **dict.fromkeys(["patience", "baseline_steps", "threads", "channels", "context"], 1),
     **dict.fromkeys(["ways", "shots", "queries", "test_shots", "test_queries"], 1),
     **dict.fromkeys(["test_tasks"], 2),
 }
-ABOVE_ZERO = ("inner_lr", "outer_lr", "minutes")
+ABOVE_ZERO = ("inner_lr", "outer_lr", "minutes", "strength")
 MAX_SEED = 1_000_000
 
 

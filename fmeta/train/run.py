@@ -10,6 +10,7 @@ import torch
 import fmeta
 from fmeta.parallel import Votes
 from fmeta.train import checkpoint, folder
+from fmeta.train.choices import STEPLESS
 from fmeta.train.evaluate import per_task
 from fmeta.train.experiment import Experiment
 from fmeta.train.logging import SILENT, Writer, open_metrics
@@ -71,7 +72,7 @@ def announce(path: Path, experiment: Experiment, progress: Progress) -> None:
 
 def without_steps(experiment: Experiment) -> bool:
     """Whether the algorithm adapts without gradient steps."""
-    return experiment.config.inner.algorithm == "protonet"
+    return experiment.config.inner.algorithm in STEPLESS
 
 
 def settings_of(experiment: Experiment) -> Settings:

@@ -1,0 +1,100 @@
+"""Meta-Curvature: the inner gradient is turned by learned matrices, one for each side of every parameter.
+
+``params_k+1 = params_k - lr * MC(grad L_t(params_k))`` with ``MC(G) = M_out G M_in^T`` for a matrix.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fmeta.adapt import check_loop, from_loop, predictor, weights_as_meta
+from fmeta.adjoint import unroll
+from fmeta.losses import reported
+from fmeta.optim import sgd
+from fmeta.rates import positive
+from fmeta.select import Pattern, select
+from fmeta.types import Adjoint, Algorithm, InnerLoop, LossFn, Params, Transform, Tree
+
+Curvature = dict[str, dict[str, Tensor]]
+
+
+def metacurvature(
+    loss_fn: LossFn,
+    *,
+    steps: int,
+    lr: float = 0.01,
+    adjoint: Adjoint = unroll(),
+    query_loss: LossFn | None = None,
+    adapts: Pattern | None = None,
+    batches: Literal["whole", "per_step"] = "whole",
+) -> Algorithm:
+    """Meta-Curvature: learns initial parameters and a curvature. Its meta is ``{"params", "curvature"}``.
+
+    ``curvature[name]`` holds square matrices for the sides of a parameter: ``"out"`` for the first dimension,
+    ``"in"`` for the second, ``"filter"`` for all others as one. They start as identities, with which this is
+    MAML.
+
+    **Meta-gradient:** exact to both; under ``first_order()`` the curvature keeps its own.
+    **Cost:** as ``maml``, and a product with each matrix a step.
+
+    Args:
+        loss_fn, steps, adjoint, query_loss, adapts, batches: see ``maml``.
+        lr: the inner rate, positive; not learned.
+
+    References:
+        Park, Oliva, "Meta-curvature", 2019, arXiv 1902.03356, section 3.1 (MC2).
+    """
+    check_loop("metacurvature", loss_fn, sgd(1.0), steps, adjoint, batches)
+    positive("metacurvature", "lr", lr)
+    objective = query_loss or loss_fn
+
+    def chosen(params: Params) -> Params:
+        return params if adapts is None else select(params, adapts)
+
+    def init(params: Params | None) -> dict[str, Any]:
+        weights = weights_as_meta("metacurvature")(params)
+        return {"params": weights, "curvature": {name: sides(p) for name, p in chosen(weights).items()}}
+
+    def merge(meta: Any, params: Params) -> Params:
+        return params if adapts is None else {**meta["params"], **params}
+
+    def inner(meta: Any, k: Tensor) -> Transform:
+        def update(grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
+            return {name: -lr * turned(g, meta["curvature"][name]) for name, g in grads.items()}, state
+
+        return Transform(lambda params: (), update)
+
+    loop = InnerLoop(
+        start=lambda meta, support: chosen(meta["params"]),
+        loss=lambda params, meta, batch, k: reported("metacurvature", loss_fn(merge(meta, params), batch)),
+        inner=inner,
+        outer=lambda params, meta, task: reported(
+            "metacurvature", objective(merge(meta, params), task.query)
+        ),
+        steps=steps,
+        adjoint=adjoint,
+        batches=batches,
+    )
+    return from_loop(init, loop, predictor(objective, merge))
+
+
+def sides(p: Tensor) -> dict[str, Tensor]:
+    """Identities for the sides of a parameter."""
+    sizes = {"out": p.shape[:1], "in": p.shape[1:2], "filter": p.shape[2:]}
+    return {side: torch.eye(n.numel()).to(p) for side, n in sizes.items() if len(n)}
+
+
+def turned(g: Tensor, curvature: dict[str, Tensor]) -> Tensor:
+    """A gradient, multiplied along each side."""
+    flat = g.flatten(1) if g.dim() > 1 else g.reshape(-1, 1)
+    if "filter" in curvature:
+        flat = (flat.reshape(-1, curvature["filter"].shape[0]) @ curvature["filter"].mT).reshape(flat.shape)
+    if "in" in curvature:
+        n = curvature["in"].shape[0]
+        flat = (curvature["in"] @ flat.reshape(g.shape[0], n, -1)).reshape(flat.shape)
+    if "out" in curvature:
+        flat = curvature["out"] @ flat
+    return flat.reshape(g.shape)

@@ -1,0 +1,84 @@
+"""The algorithms that ``--algorithm`` names, made for a recipe's model and loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import fmeta
+from fmeta.train.config import Inner
+from fmeta.types import Algorithm, LossFn
+
+
+class Given(NamedTuple):
+    """What an algorithm is made from."""
+
+    apply: Callable[..., Any]
+    loss: LossFn
+    inner: Inner
+    outputs: int
+    adapts: tuple[str, ...] | None
+
+
+WEIGHTS: dict[str, Callable[[Given], Algorithm]] = {
+    "maml": lambda g: fmeta.maml(
+        g.loss, fmeta.sgd(g.inner.inner_lr), steps=g.inner.inner_steps, adapts=g.adapts
+    ),
+    "fomaml": lambda g: fmeta.maml(
+        g.loss,
+        fmeta.sgd(g.inner.inner_lr),
+        steps=g.inner.inner_steps,
+        adapts=g.adapts,
+        adjoint=fmeta.first_order(),
+    ),
+    "anil": lambda g: fmeta.anil(g.loss, fmeta.sgd(g.inner.inner_lr), steps=g.inner.inner_steps),
+    "boil": lambda g: fmeta.boil(
+        g.loss, fmeta.sgd(g.inner.inner_lr), steps=g.inner.inner_steps, keeps=["head", *norms(g)]
+    ),
+    "reptile": lambda g: fmeta.reptile(g.loss, fmeta.sgd(g.inner.inner_lr), steps=g.inner.inner_steps),
+    "metasgd": lambda g: fmeta.metasgd(
+        g.loss, steps=g.inner.inner_steps, lr=g.inner.inner_lr, adapts=g.adapts
+    ),
+    "mamlpp": lambda g: fmeta.mamlpp(g.loss, steps=g.inner.inner_steps, lr=g.inner.inner_lr, adapts=g.adapts),
+    "metacurvature": lambda g: fmeta.metacurvature(
+        g.loss, steps=g.inner.inner_steps, lr=g.inner.inner_lr, adapts=g.adapts
+    ),
+    "cavia": lambda g: fmeta.cavia(g.loss, fmeta.sgd(g.inner.inner_lr), steps=g.inner.inner_steps),
+    "imaml": lambda g: fmeta.imaml(
+        g.loss, fmeta.sgd(g.inner.inner_lr), steps=g.inner.inner_steps, strength=g.inner.strength
+    ),
+}
+"""Those that adapt a model with its head."""
+EMBEDDINGS: dict[str, Callable[[Given], Algorithm]] = {
+    "protonet": lambda g: fmeta.protonet(g.apply, ways=g.outputs),
+    "matchingnet": lambda g: fmeta.matchingnet(g.apply, ways=g.outputs),
+    "r2d2": lambda g: fmeta.r2d2(g.apply, ways=g.outputs),
+    "protomaml": lambda g: fmeta.protomaml(
+        g.apply, fmeta.sgd(g.inner.inner_lr), steps=g.inner.inner_steps, ways=g.outputs, adapts=g.adapts
+    ),
+}
+"""Those that classify by an embedding, and make a head of their own."""
+STEPLESS = ("protonet", "matchingnet", "r2d2")
+"""Those without inner steps."""
+
+
+def norms(given: Given) -> list[str]:
+    """Patterns of what never adapts: the recipe's exclusions."""
+    return [pattern.removeprefix("!") for pattern in given.adapts or () if pattern.startswith("!")]
+
+
+def make_algorithm(given: Given, metric: str, has_context: bool) -> Algorithm:
+    """The algorithm by its name on the command line.
+
+    Raises:
+        ValueError: for one that needs classes, or a model with context parameters, in a recipe without.
+    """
+    name = given.inner.algorithm
+    if name in EMBEDDINGS and metric != "accuracy":
+        raise ValueError(f"train: {name} needs classes, got a regression recipe. Choose another --algorithm.")
+    if name == "cavia" and not has_context:
+        raise ValueError(
+            "train: cavia needs a model with context parameters, which only the sinusoid recipe has. Choose "
+            "another --algorithm."
+        )
+    return (EMBEDDINGS | WEIGHTS)[name](given)
