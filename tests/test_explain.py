@@ -87,6 +87,7 @@ def test_kernels_of_a_compiled_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     found, plain = explained(Plan(compile=True, chunk_size="auto")), explained(EAGER)
     assert {kernel.name: kernel.calls for kernel in found.kernels}["step"] == 2
     assert found.compiled and found.compile_seconds > 0 and not found.why
+    assert found.compiler in ("fmeta", "inductor") and f"yes, by {found.compiler} in" in str(found)
     assert 0 < found.flops <= plain.flops, "a traced graph computes nothing twice and nothing in vain"
     assert found.flops == sum(kernel.calls * kernel.flops for kernel in found.kernels)
     assert all(kernel.seconds > 0 and kernel.moved > 0 for kernel in found.kernels)

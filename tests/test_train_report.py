@@ -158,6 +158,15 @@ def test_held_out_tasks_are_the_same_for_all_seeds_and_differ_from_training(tmp_
     assert max(first.config.outer.seed, 999_999) < min(first.test.seed, first.val.seed)
 
 
+def test_a_run_without_labels(tmp_path: Path, pictures: None) -> None:
+    config = tiny_few_shot(tmp_path / "run")
+    config = replace(config, task=replace(config.task, labels=False))
+    built = experiment.build(config)
+    task = built.family.train(0, 0)
+    assert task.support.y[0].tolist() == [0, 1, 2] and task.query.y[0].tolist() == [0, 0, 1, 1, 2, 2]
+    assert run(folder.create(config, "test"), built).progress.step == 3
+
+
 def test_runs_are_compared_on_the_same_tasks(tmp_path: Path, capsys: Any) -> None:
     paths = [tmp_path / name for name in ("maml", "cavia")]
     for path in paths:

@@ -34,11 +34,12 @@ class Cost(NamedTuple):
 
 
 class Built(NamedTuple):
-    """A compiled function of a list of tensors, the structure of its result, and what a call costs."""
+    """A compiled function of a list of tensors, the structure of its result, what a call costs, and who made it."""
 
     run: FlatKernel
     out_spec: Any
     cost: Cost
+    maker: str
 
 
 class Operation(NamedTuple):

@@ -38,6 +38,7 @@ class Explanation:
         engine: the plan's engine.
         mapped: the plan's way over tasks, ``"vmap"`` or ``"loop"``.
         compiled: whether kernels run.
+        compiler: who made them: ``"fmeta"``, ``"inductor"`` or both; empty where nobody did.
         why: why not; empty where they do.
         chunk_size: tasks side by side.
         chunks: how many parts the tasks of this rank are run in.
@@ -58,6 +59,7 @@ class Explanation:
     engine: str
     mapped: str
     compiled: bool
+    compiler: str
     why: str
     chunk_size: int
     chunks: int
@@ -77,9 +79,10 @@ class Explanation:
     def __str__(self) -> str:
         """A table."""
         kept = f"{count(self.carries, 'carry')} kept, {size(self.carry_bytes)} each"
+        done = f"yes, by {self.compiler} in {self.compile_seconds:.1f} s"
         rows = {
             "engine": f"{self.engine}, tasks by {self.mapped}",
-            "compiled": f"yes, in {self.compile_seconds:.1f} s" if self.compiled else f"no: {self.why}",
+            "compiled": done if self.compiled else f"no: {self.why}",
             "chunks": f"{self.chunks} of {count(self.chunk_size, 'task')}"
             + (f": {self.choice}" if self.choice else ""),
             "remat": f"{'none' if self.remat is None else f'blocks of {self.remat} steps'}: {kept}",
@@ -163,10 +166,12 @@ def described(runner: Observed, watch: Watch, meta: Tree, result: Any, seconds: 
     _, mode, _ = runner.last or (None, Mode(plan, False, False), None)
     refused = next((kernel.why for kernel in runner.kernels.values() if kernel.why), "")
     choice = next(iter(runner.choices.values()), "")
+    makers = {one.maker for kernel in runner.kernels.values() for one in kernel.compiled.values() if one}
     return Explanation(
         engine=plan.engine,
         mapped=plan.tasks,
         compiled=any(one.inside for one in operations),
+        compiler=" and ".join(sorted(makers)),
         why=mode.why or refused,
         chunk_size=max(runner.sizes),
         chunks=len(runner.sizes),

@@ -61,7 +61,7 @@ def by_inductor(fn: Callable[..., Any], flat: list[Tensor], spec: Any) -> Built:
         inputs += constants  # no copy of the list, so that an input can be freed at its last use
         return call(inputs)
 
-    return Built(run, job.traced.out_spec, job.cost)
+    return Built(run, job.traced.out_spec, job.cost, "inductor")
 
 
 def compile_graph(job: Prepared) -> Callable[[list[Tensor]], Any]:

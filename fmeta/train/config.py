@@ -55,6 +55,8 @@ class FewShotTask:
     """Query pictures of a class in validation and test; as many as queries if not given."""
     rotations: bool = True
     """Count a class turned by 90, 180 and 270 degrees as new classes (in training tasks only)."""
+    labels: bool = True
+    """Without labels every training picture is a class, and changed copies of it are its queries (UMTRA)."""
     channels: int = 64
     """Filters of each of the model's four convolutions."""
 

@@ -168,6 +168,10 @@ def few_shot_family(task: FewShotTask, tasks: int, device: torch.device) -> Fami
     sizes: dict[str, Any] = {"ways": task.ways, "shots": task.shots}
     held: dict[str, Any] = sizes | {"queries": task.test_queries or queries, "tasks": HELD_BATCH}
     turned = "rotations" if task.rotations else None
+    if task.labels:
+        train = fmeta.tasks.few_shot(pools.train, **sizes, tasks=tasks, queries=queries, augment=turned)
+    else:
+        train = fmeta.tasks.umtra(pools.train, **sizes, tasks=tasks, queries=queries, augment="affine")
     channels = pools.train.x.shape[1]
     return Family(
         model=lambda outputs: fmeta.models.conv4(channels, ways=outputs, channels=task.channels),
@@ -175,7 +179,7 @@ def few_shot_family(task: FewShotTask, tasks: int, device: torch.device) -> Fami
         loss=fmeta.losses.cross_entropy,
         metric="accuracy",
         adapts=("*", "!*.norm"),
-        train=fmeta.tasks.few_shot(pools.train, **sizes, tasks=tasks, queries=queries, augment=turned),
+        train=train,
         val=fmeta.tasks.few_shot(pools.val, **held),
         test=fmeta.tasks.few_shot(pools.test, **held),
         pooled=pooled_pictures(pools.train, tasks * task.ways * (task.shots + queries), task.rotations),

@@ -72,7 +72,7 @@ def native(fn: Callable[..., Any], flat: list[Tensor], spec: Any, axes: list[int
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise Unsupported("an operation with arguments that are not known") from error
     run = caller(library(text), low, graph.constants)
-    return Built(run, graph.out_spec, cost_of(low, emitter.plan, tasks or 1))
+    return Built(run, graph.out_spec, cost_of(low, emitter.plan, tasks or 1), "fmeta")
 
 
 def cost_of(low: Lowering, plan: Plan, tasks: int) -> Cost:
