@@ -220,9 +220,10 @@ def fitted_row(
     return Case(name, make, True, lambda meta, tasks: meta_gradient(objective, meta, tasks))
 
 
-def ridge_meta() -> Any:
+def numbers_of(*names: str) -> Any:
+    """The meta of a solver: an embedding and its own numbers."""
     numbers = {"log_ridge": -0.5, "scale": 1.5, "bias": 0.1}
-    return {"params": network(), **{key: torch.tensor(value).double() for key, value in numbers.items()}}
+    return {"params": network(), **{name: torch.tensor(numbers[name]).double() for name in names}}
 
 
 def relation_meta() -> Any:
@@ -319,8 +320,20 @@ CASES = (
     fitted_row(
         "r2d2",
         lambda: fmeta.r2d2(networks.mlp, ways=WAYS),
-        ridge_meta,
+        lambda: numbers_of("log_ridge", "scale", "bias"),
         metric.ridge(networks.mlp, WAYS),
+    ),
+    fitted_row(
+        "lrd2",
+        lambda: fmeta.lrd2(networks.mlp, iterations=3, ways=WAYS),
+        lambda: numbers_of("log_ridge", "scale"),
+        metric.logistic(networks.mlp, WAYS, 3),
+    ),
+    fitted_row(
+        "metaoptnet",
+        lambda: fmeta.metaoptnet(networks.mlp, C=0.3, iterations=6, ways=WAYS),
+        lambda: numbers_of("scale"),
+        metric.machine(networks.mlp, WAYS, 0.3, 6),
     ),
     fitted_row(
         "simpleshot",

@@ -14,6 +14,7 @@ from torch import Tensor
 import fmeta
 from fmeta import Algorithm, implicit
 from fmeta.algorithms.metacurvature import sides, turned
+from fmeta.algorithms.metaoptnet import svm_dual
 from fmeta.algorithms.protonet import protonet
 
 TASKS = regression_tasks()
@@ -82,6 +83,20 @@ def test_conjugate_gradients_may_go_on_at_the_solution() -> None:
     assert implicit.conjugate_gradient(lambda v: v, zero, 4)["x"].tolist() == [0.0, 0.0, 0.0]
 
 
+def test_the_support_vector_machine_is_optimal() -> None:
+    """The primal problem's value at the weights equals the dual's, which only the solution of both can do."""
+    torch.manual_seed(0)
+    X, y, C = torch.randn(9, 4).double(), torch.arange(9) % 3, 0.5
+    member = torch.nn.functional.one_hot(y).double()
+    a = svm_dual(X @ X.T, member, C, 3000)
+    W = X.T @ a
+    margins = (X @ W + 1 - member) - (X @ W * member).sum(1, keepdim=True)
+    primal = 0.5 * W.square().sum() + C * margins.max(1).values.sum()
+    dual = (a * member).sum() - 0.5 * W.square().sum()
+    assert (a <= C * member + 1e-12).all() and a.sum(1).abs().max() < 1e-12
+    assert 0 <= primal - dual < 1e-8
+
+
 def test_the_curvature_of_a_filter_has_three_sides() -> None:
     torch.manual_seed(0)
     g = torch.randn(3, 2, 2, 2).double()
@@ -115,7 +130,7 @@ def test_the_context_of_a_network_is_more_inputs() -> None:
 
 def test_a_class_without_examples_is_never_predicted() -> None:
     support = fmeta.Batch(torch.randn(3, 2).double(), torch.tensor([0, 2, 2]))
-    for make in (fmeta.matchingnet, fmeta.r2d2, fmeta.simpleshot, protonet):
+    for make in (fmeta.matchingnet, fmeta.r2d2, fmeta.lrd2, fmeta.metaoptnet, fmeta.simpleshot, protonet):
         algorithm = make(networks.mlp, ways=4)
         scores = algorithm.predict(algorithm.init(network()), support, torch.randn(5, 2).double())
         assert scores.shape == (5, 4) and (scores[:, [1, 3]] == -1e9).all()
@@ -127,6 +142,9 @@ def test_a_class_without_examples_is_never_predicted() -> None:
         (lambda: fmeta.matchingnet(torch.nn.Linear(1, 1)), TypeError, "matchingnet: apply must be a callable"),
         (lambda: fmeta.matchingnet(networks.mlp, scale=0.0), ValueError, "scale must be above 0, got 0.0"),
         (lambda: fmeta.r2d2(networks.mlp, ridge=-1.0), ValueError, "r2d2: ridge must be in"),
+        (lambda: fmeta.lrd2(networks.mlp, iterations=0), ValueError, "lrd2: iterations must be a positive int"),
+        (lambda: fmeta.metaoptnet(networks.mlp, C=0), ValueError, "metaoptnet: C must be above 0"),
+        (lambda: fmeta.metaoptnet(networks.mlp, iterations=0), ValueError, "metaoptnet: iterations must be a pos"),
         (lambda: fmeta.relationnet(networks.mlp, 3), TypeError, "relationnet: relate must be a callable"),  # type: ignore[arg-type]
         (
             lambda: fmeta.relationnet(networks.mlp, networks.mlp).init(network()),

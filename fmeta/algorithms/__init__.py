@@ -4,10 +4,12 @@ from fmeta.algorithms.anil import anil
 from fmeta.algorithms.boil import boil
 from fmeta.algorithms.cavia import cavia
 from fmeta.algorithms.imaml import imaml
+from fmeta.algorithms.lrd2 import lrd2
 from fmeta.algorithms.maml import maml
 from fmeta.algorithms.mamlpp import mamlpp, multi_step_weights
 from fmeta.algorithms.matchingnet import matchingnet
 from fmeta.algorithms.metacurvature import metacurvature
+from fmeta.algorithms.metaoptnet import metaoptnet
 from fmeta.algorithms.metasgd import metasgd
 from fmeta.algorithms.protomaml import protomaml
 from fmeta.algorithms.protonet import protonet
@@ -21,10 +23,12 @@ __all__ = [
     "boil",
     "cavia",
     "imaml",
+    "lrd2",
     "maml",
     "mamlpp",
     "matchingnet",
     "metacurvature",
+    "metaoptnet",
     "metasgd",
     "multi_step_weights",
     "protomaml",

@@ -53,12 +53,14 @@ EMBEDDINGS: dict[str, Callable[[Given], Algorithm]] = {
     "protonet": lambda g: fmeta.protonet(g.apply, ways=g.outputs),
     "matchingnet": lambda g: fmeta.matchingnet(g.apply, ways=g.outputs),
     "r2d2": lambda g: fmeta.r2d2(g.apply, ways=g.outputs),
+    "lrd2": lambda g: fmeta.lrd2(g.apply, ways=g.outputs),
+    "metaoptnet": lambda g: fmeta.metaoptnet(g.apply, ways=g.outputs),
     "protomaml": lambda g: fmeta.protomaml(
         g.apply, fmeta.sgd(g.inner.inner_lr), steps=g.inner.inner_steps, ways=g.outputs, adapts=g.adapts
     ),
 }
 """Those that classify by an embedding, and make a head of their own."""
-STEPLESS = ("protonet", "matchingnet", "r2d2")
+STEPLESS = ("protonet", "matchingnet", "r2d2", "lrd2", "metaoptnet")
 """Those without inner steps."""
 
 

@@ -14,7 +14,7 @@ import tyro
 
 AlgorithmName = Literal[
     "maml", "fomaml", "anil", "boil", "reptile", "metasgd", "mamlpp", "metacurvature", "cavia", "imaml",
-    "protomaml", "protonet", "matchingnet", "r2d2",
+    "protomaml", "protonet", "matchingnet", "r2d2", "lrd2", "metaoptnet",
 ]  # fmt: skip
 TaskT = TypeVar("TaskT")
 MaybeInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
@@ -92,7 +92,7 @@ class Inner:
     protomaml, an embedding, whose head starts from the class means of the shots;
     protonet, an embedding in which a class is the mean of its shots (no inner steps);
     matchingnet, the same, by attention over single shots;
-    r2d2, the same, by ridge regression."""
+    r2d2, lrd2, metaoptnet, the same, by ridge or logistic regression or a support vector machine."""
     inner_lr: float = 0.01
     """Learning rate of adaptation (where metasgd and mamlpp start)."""
     strength: float = 2.0

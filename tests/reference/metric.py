@@ -83,3 +83,55 @@ def centroid(embed: Embed, ways: int, mean: Tensor) -> Objective:
         return average(losses)
 
     return objective
+
+
+def logistic(embed: Embed, ways: int, iterations: int) -> Objective:
+    """One against the rest, Newton's method on the weights themselves (Bertinetto et al. 2019)."""
+
+    def objective(meta: Any, episode: Episode) -> Tensor:
+        (x, y), (queries, labels) = episode
+        X, rows = embed(meta["params"], x), []
+        penalty = meta["log_ridge"].exp() * torch.eye(X.shape[1], dtype=X.dtype)
+        for way in range(ways):
+            w = torch.zeros_like(X[0])
+            for _ in range(iterations):
+                mu = torch.sigmoid(X @ w)
+                s = mu * (1 - mu) + 1e-6
+                z = X @ w + ((y == way).double() - mu) / s
+                w = torch.linalg.inv(X.T @ (s[:, None] * X) + penalty) @ (X.T @ (s * z))
+            rows.append(w)
+        scores = meta["scale"] * embed(meta["params"], queries) @ torch.stack(rows).T
+        return average([nll(row, label) for row, label in zip(scores, labels, strict=True)])
+
+    return objective
+
+
+def nearest(row: Tensor, cap: Tensor, C: float) -> Tensor:
+    """The point below ``cap`` with sum 0 that is nearest, by trying how many entries are not at their cap."""
+    z = sorted((cap - row).unbind(), key=lambda x: float(x.detach()), reverse=True)
+    for used in range(len(z), 0, -1):
+        level = (sum(z[1:used], z[0]) - C) / used
+        if float(z[used - 1].detach()) > float(level.detach()):
+            return cap - torch.clamp(cap - row - level, min=0)
+    raise AssertionError("one entry is always free")
+
+
+def machine(embed: Embed, ways: int, C: float, iterations: int) -> Objective:
+    """Crammer and Singer's support vector machine, its dual by FISTA row by row (Lee et al. 2019)."""
+
+    def objective(meta: Any, episode: Episode) -> Tensor:
+        (x, y), (queries, labels) = episode
+        X = embed(meta["params"], x)
+        Y, gram = torch.stack([(y == way).double() for way in range(ways)], 1), X @ X.T
+        rate = 1 / (gram.abs().sum(1).max() + 1e-12)
+        a = ahead = torch.zeros_like(Y)
+        t = 1.0
+        for _ in range(iterations):
+            moved = ahead + rate * (Y - gram @ ahead)
+            new = torch.stack([nearest(row, C * cap, C) for row, cap in zip(moved, Y, strict=True)])
+            faster = (1 + (1 + 4 * t * t) ** 0.5) / 2
+            ahead, a, t = new + (t - 1) / faster * (new - a), new, faster
+        scores = meta["scale"] * (embed(meta["params"], queries) @ (X.T @ a))
+        return average([nll(row, label) for row, label in zip(scores, labels, strict=True)])
+
+    return objective
