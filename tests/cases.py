@@ -331,9 +331,9 @@ CASES = (
     ),
     fitted_row(
         "metaoptnet",
-        lambda: fmeta.metaoptnet(networks.mlp, C=0.3, iterations=6, ways=WAYS),
+        lambda: fmeta.metaoptnet(networks.mlp, C=1.0, iterations=6, ways=WAYS),
         lambda: numbers_of("scale"),
-        metric.machine(networks.mlp, WAYS, 0.3, 6),
+        metric.machine(networks.mlp, WAYS, 1.0, 6),
     ),
     fitted_row(
         "simpleshot",
