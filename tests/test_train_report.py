@@ -167,6 +167,20 @@ def test_a_run_without_labels(tmp_path: Path, pictures: None) -> None:
     assert run(folder.create(config, "test"), built).progress.step == 3
 
 
+def test_a_kept_run_is_tested_as_it_was(tmp_path: Path) -> None:
+    path, kept = tmp_path / "run", tmp_path / "kept"
+    config = tiny_sinusoid(path)
+    config = replace(config, report=replace(config.report, baselines=False))
+    assert commands.train(config, "test") == 0
+    folder.keep(path, kept)
+    assert (kept / "best.safetensors").stat().st_size < 0.7 * (path / "best.safetensors").stat().st_size
+    assert commands.evaluate(kept, "test", baselines=False) == 0
+    first, second = (json.loads((p / "results.json").read_text())["scores"] for p in (path, kept))
+    assert first == second
+    with pytest.raises(ValueError, match=r"last\.safetensors does not exist"):
+        folder.load(kept, "last", experiment.build(config))
+
+
 def test_runs_are_compared_on_the_same_tasks(tmp_path: Path, capsys: Any) -> None:
     paths = [tmp_path / name for name in ("maml", "cavia")]
     for path in paths:

@@ -136,10 +136,29 @@ def load(folder: Path, name: str, experiment: Experiment) -> tuple[MetaState, Pr
             "--checkpoint last."
         )
     template = fmeta.meta_init(experiment.algorithm, experiment.outer, experiment.params)
-    state, record = checkpoint.load(folder / f"{name}.safetensors", template)
+    path = folder / f"{name}.safetensors"
+    if checkpoint.read(path)[1].get("meta_only"):
+        meta, record = checkpoint.load(path, template.meta)
+        state = template._replace(meta=meta)
+    else:
+        state, record = checkpoint.load(path, template)
     saved = record["progress"]
     progress = Progress(**saved | {"first_bad": tuple(saved["first_bad"])})
     return state, progress, record
+
+
+def keep(folder: Path, out: Path, name: str = "best") -> None:
+    """Copy what testing a run takes to another folder: config, metrics, and a checkpoint of meta alone.
+
+    A third of the size of the checkpoint, which cannot be resumed.
+    """
+    experiment = build(read_config(folder))
+    state, progress, _ = load(folder, name, experiment)
+    out.mkdir(parents=True, exist_ok=True)
+    record = {"progress": progress._asdict(), "seed": experiment.config.outer.seed, "meta_only": True}
+    checkpoint.save(out / "best.safetensors", state.meta, record)
+    for kept in ("config.json", "metrics.jsonl"):
+        (out / kept).write_bytes((folder / kept).read_bytes())
 
 
 def steps_taken(folder: Path) -> int:

@@ -1,0 +1,19 @@
+"""Keep a finished run as a line of the truth table: its config, metrics and learned numbers.
+
+`python -m benchmarks.keep RUN NAME` writes benchmarks/checkpoints/NAME, which `fmeta eval` tests again.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from fmeta.train.folder import keep
+
+KEPT = Path(__file__).parent / "checkpoints"
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        raise SystemExit("benchmarks.keep: expected two arguments, a run folder and a name")
+    keep(Path(sys.argv[1]), KEPT / sys.argv[2])
+    print(KEPT / sys.argv[2])
