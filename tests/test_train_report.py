@@ -19,9 +19,10 @@ from fmeta.train import baselines, commands, experiment, folder, plots
 from fmeta.train.choices import EMBEDDINGS, STEPLESS, WEIGHTS
 from fmeta.train.cli import main
 from fmeta.train.config import Outer
-from fmeta.train.evaluate import Compared, as_json, differences, estimate
+from fmeta.train.evaluate import Compared, Estimate, as_json, differences, estimate
 from fmeta.train.report import report
 from fmeta.train.run import run
+from fmeta.train.table import written
 
 
 @pytest.fixture
@@ -210,3 +211,8 @@ def test_what_does_not_compare_is_refused(tmp_path: Path, capsys: Any, pictures:
     assert "runs must have the same test tasks" in capsys.readouterr().err
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "a"), "--test-tasks", "1"]) == 1
     assert "--test-tasks must be at least 2" in capsys.readouterr().err
+
+
+def test_tasks_that_diverge_are_named_in_the_table() -> None:
+    found = [Estimate(0.5, 0.1), Estimate(float("nan"), float("nan")), Estimate(2e16, 4e16)]
+    assert written(found, [0, 1, 2], "loss") == ["0.500 ± 0.100", "diverged", "diverged"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -75,18 +76,23 @@ def draw(path: Path, curves: Sequence[Curve], metric: str) -> None:
     with mpl.rc_context(plots.STYLE):
         figure = Figure(figsize=(6.4, 3.6))
         axes = figure.add_subplot()
+        top = 1.2 * max(estimates(curve.values)[0].mean for curve in curves)
         for i, curve in enumerate(curves):
             found, color = estimates(curve.values), f"C{i % 10}"
-            mean = [scale * e.mean for e in found]
             if len(curve.steps) == 1:
-                axes.axhline(mean[0], color=color, ls="--", lw=1.2, label=curve.name)
+                axes.axhline(scale * found[0].mean, color=color, ls="--", lw=1.2, label=curve.name)
                 continue
+            if metric == "loss":  # one that diverges ends there
+                found = list(itertools.takewhile(lambda e: e.mean < top, found))
+            mean, steps = [scale * e.mean for e in found], curve.steps[: len(found)]
             low, high = (
                 [m + sign * scale * e.interval for m, e in zip(mean, found, strict=True)] for sign in (-1, 1)
             )
-            axes.fill_between(curve.steps, low, high, color=color, alpha=0.2, lw=0)
-            axes.plot(curve.steps, mean, color=color, marker="o", ms=3.5, label=curve.name)
+            axes.fill_between(steps, low, high, color=color, alpha=0.2, lw=0)
+            axes.plot(steps, mean, color=color, marker="o", ms=3.5, label=curve.name)
         axes.set(xlabel="steps of adaptation", ylabel=plots.metric_label(metric))
+        if metric == "loss":
+            axes.set_ylim(0, top)
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
         figure.savefig(path)
 

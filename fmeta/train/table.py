@@ -10,6 +10,8 @@ from fmeta.train.experiment import Experiment
 
 ROWS = (0, 1, 2, 3, 5, 10)
 """Numbers of steps that the table shows; results.json has all."""
+LARGE = 1e6
+"""A mean from which some task has diverged."""
 SHORT = {
     "no_adaptation": "0 steps",
     "no_meta_learning": "fine-tuned",
@@ -48,12 +50,16 @@ def heading(experiment: Experiment, compared: Compared) -> str:
 
 
 def written(found: Sequence[Estimate], shown: Sequence[int], metric: str, signed: bool = False) -> list[str]:
-    """Estimates as ``97.1 ± 0.4``, accuracies in per cent."""
+    """Estimates as ``97.1 ± 0.4``, accuracies in per cent; where a task diverged, that."""
     factor, digits = (100, 1) if metric == "accuracy" else (1, 3)
     sign = "+" if signed else ""
-    return [
-        f"{factor * found[i].mean:{sign}.{digits}f} ± {factor * found[i].interval:.{digits}f}" for i in shown
-    ]
+
+    def one(e: Estimate) -> str:
+        if not abs(e.mean) < LARGE:
+            return "diverged"
+        return f"{factor * e.mean:{sign}.{digits}f} ± {factor * e.interval:.{digits}f}"
+
+    return [one(found[i]) for i in shown]
 
 
 def aligned(columns: dict[str, list[str]]) -> list[str]:

@@ -1,0 +1,51 @@
+"""The kept runs behind the README's tables, and the comparison on regression families."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fmeta
+from fmeta.train.folder import load_run
+
+KEPT = Path(__file__).parents[1] / "benchmarks" / "checkpoints"
+REPORTED = Path(__file__).parents[1] / "benchmarks" / "reports" / "sinusoid_compare.json"
+SINUSOID = sorted(path.name for path in KEPT.glob("sinusoid_*"))
+
+
+@pytest.mark.parametrize("name", SINUSOID)
+def test_a_kept_run_gives_its_reported_error(name: str) -> None:
+    """On the first 100 of the reported tasks: within four standard errors of what was printed."""
+    built, meta = load_run(KEPT / name)
+    tasks = [built.test.sampler(built.test.seed, start) for start in (0, 50)]
+    measure = fmeta.meta_eval(built.algorithm, fmeta.Plan(compile=False), steps=[0, 1])
+    found = torch.cat([measure(meta, task)["loss"] for task in tasks])
+    rows = {row["name"]: row["scores"] for row in json.loads(REPORTED.read_text())["runs"]}
+    for column, score in enumerate(rows[name.removeprefix("sinusoid_")][:2]):
+        error = score["interval"] / 1.96 * (1000 / len(found)) ** 0.5
+        assert abs(found[:, column].mean().item() - score["mean"]) < 4 * error
+    assert {path.stat().st_size < 2**20 for path in KEPT.glob("*/*.safetensors")} == {True}
+
+
+def test_there_are_kept_runs() -> None:
+    assert len(SINUSOID) >= 4
+
+
+def test_families_are_compared(tmp_path: Path) -> None:
+    families: Any = pytest.importorskip("benchmarks.families", reason="needs scikit-learn, from .[bench]")
+    torch.manual_seed(0)
+    lines = [f"{t},{x},{(t % 5) * x + 0.01 * t}" for t in range(15) for x in range(8)]
+    (tmp_path / "lines.csv").write_text("task,x,y\n" + "\n".join(lines) + "\n")
+    out = tmp_path / "out.json"
+    options = families.Options(tmp_path, out, shots=4, folds=3, draws=2, outer_steps=250)
+    families.main(options)
+    (row,) = json.loads(out.read_text())["families"]
+    assert row["family"] == "lines" and row["individuals"] == 15
+    errors = {name: value["mean"] for name, value in row["errors"].items()}
+    assert errors["ridge"] < errors["pooled linear"]  # slopes differ from task to task
+    for name, difference in row["meta_learned_minus"].items():
+        assert difference["mean"] == pytest.approx(errors["meta-learned"] - errors[name])
