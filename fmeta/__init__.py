@@ -19,7 +19,6 @@ from fmeta.algorithms import (
     metacurvature,
     metaoptnet,
     metasgd,
-    multi_step_weights,
     protomaml,
     protonet,
     r2d2,
@@ -27,6 +26,7 @@ from fmeta.algorithms import (
     reptile,
     simpleshot,
 )
+from fmeta.algorithms.mamlpp import multi_step_weights
 from fmeta.functional import functionalize
 from fmeta.meta import explain, meta_eval, meta_grad, meta_init, meta_step
 from fmeta.optim import (

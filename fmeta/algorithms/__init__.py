@@ -6,7 +6,7 @@ from fmeta.algorithms.cavia import cavia
 from fmeta.algorithms.imaml import imaml
 from fmeta.algorithms.lrd2 import lrd2
 from fmeta.algorithms.maml import maml
-from fmeta.algorithms.mamlpp import mamlpp, multi_step_weights
+from fmeta.algorithms.mamlpp import mamlpp
 from fmeta.algorithms.matchingnet import matchingnet
 from fmeta.algorithms.metacurvature import metacurvature
 from fmeta.algorithms.metaoptnet import metaoptnet
@@ -30,7 +30,6 @@ __all__ = [
     "metacurvature",
     "metaoptnet",
     "metasgd",
-    "multi_step_weights",
     "protomaml",
     "protonet",
     "r2d2",
