@@ -35,7 +35,7 @@ LAYERS = (
     *FIRST,
     ("optim", "adjoint", "implicit"),
     ("adapt",),
-    ("metric",),
+    ("metric", "beside"),
     ("algorithms",),
     ("parallel",),
     ("meta", "estimators", "hypergrad", "export"),

@@ -11,13 +11,13 @@ from typing import Any, Literal
 from torch import Tensor
 
 from fmeta import tree
-from fmeta.adapt import check_loop, from_loop, predictor, weights_as_meta
+from fmeta.adapt import check_loop
 from fmeta.adjoint import unroll
-from fmeta.losses import reported
+from fmeta.beside import learned_beside
 from fmeta.optim import sgd
 from fmeta.rates import number, positive
-from fmeta.select import Pattern, select
-from fmeta.types import Adjoint, Algorithm, InnerLoop, LossFn, Params, Transform
+from fmeta.select import Pattern
+from fmeta.types import Adjoint, Algorithm, LossFn, Transform
 
 
 def mamlpp(
@@ -58,32 +58,15 @@ def mamlpp(
             f"mamlpp: steps must be at least 1 and weights hold steps + 1 numbers, not all zero, got "
             f"steps={steps} and {weights!r}. The first weight is for the loss before any update."
         )
-    objective = query_loss or loss_fn
-
-    def chosen(params: Params) -> Params:
-        return params if adapts is None else select(params, adapts)
-
-    def init(params: Params | None) -> dict[str, Any]:
-        start = weights_as_meta("mamlpp")(params)
-        return {"params": start, "lr": tree.map(lambda p: p.new_full((steps,), lr), chosen(start))}
-
-    def merge(meta: Any, params: Params) -> Params:
-        return params if adapts is None else {**meta["params"], **params}
 
     def inner(meta: Any, k: Tensor) -> Transform:
         return sgd(tree.map(lambda rates: rates.index_select(0, k[None])[0], meta["lr"]))
 
-    loop = InnerLoop(
-        start=lambda meta, support: chosen(meta["params"]),
-        loss=lambda params, meta, batch, k: reported("mamlpp", loss_fn(merge(meta, params), batch)),
-        inner=inner,
-        outer=lambda params, meta, task: reported("mamlpp", objective(merge(meta, params), task.query)),
-        steps=steps,
+    return learned_beside(
+        "mamlpp", loss_fn, "lr", lambda params: tree.map(lambda p: p.new_full((steps,), lr), params), inner,
+        steps=steps, adjoint=adjoint, query_loss=query_loss, adapts=adapts, batches=batches,
         weights=None if weights is None else tuple(map(float, weights)),
-        adjoint=adjoint,
-        batches=batches,
-    )
-    return from_loop(init, loop, predictor(objective, merge))
+    )  # fmt: skip
 
 
 def multi_step_weights(steps: int, progress: float) -> tuple[float, ...]:

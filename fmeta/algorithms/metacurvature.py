@@ -10,13 +10,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fmeta.adapt import check_loop, from_loop, predictor, weights_as_meta
+from fmeta.adapt import check_loop
 from fmeta.adjoint import unroll
-from fmeta.losses import reported
+from fmeta.beside import learned_beside
 from fmeta.optim import sgd
 from fmeta.rates import positive
-from fmeta.select import Pattern, select
-from fmeta.types import Adjoint, Algorithm, InnerLoop, LossFn, Params, Transform, Tree
+from fmeta.select import Pattern
+from fmeta.types import Adjoint, Algorithm, LossFn, Params, Transform, Tree
 
 Curvature = dict[str, dict[str, Tensor]]
 
@@ -49,17 +49,6 @@ def metacurvature(
     """
     check_loop("metacurvature", loss_fn, sgd(1.0), steps, adjoint, batches)
     positive("metacurvature", "lr", lr)
-    objective = query_loss or loss_fn
-
-    def chosen(params: Params) -> Params:
-        return params if adapts is None else select(params, adapts)
-
-    def init(params: Params | None) -> dict[str, Any]:
-        weights = weights_as_meta("metacurvature")(params)
-        return {"params": weights, "curvature": {name: sides(p) for name, p in chosen(weights).items()}}
-
-    def merge(meta: Any, params: Params) -> Params:
-        return params if adapts is None else {**meta["params"], **params}
 
     def inner(meta: Any, k: Tensor) -> Transform:
         def update(grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
@@ -67,18 +56,10 @@ def metacurvature(
 
         return Transform(lambda params: (), update)
 
-    loop = InnerLoop(
-        start=lambda meta, support: chosen(meta["params"]),
-        loss=lambda params, meta, batch, k: reported("metacurvature", loss_fn(merge(meta, params), batch)),
-        inner=inner,
-        outer=lambda params, meta, task: reported(
-            "metacurvature", objective(merge(meta, params), task.query)
-        ),
-        steps=steps,
-        adjoint=adjoint,
-        batches=batches,
-    )
-    return from_loop(init, loop, predictor(objective, merge))
+    return learned_beside(
+        "metacurvature", loss_fn, "curvature", lambda params: {n: sides(p) for n, p in params.items()}, inner,
+        steps=steps, adjoint=adjoint, query_loss=query_loss, adapts=adapts, batches=batches,
+    )  # fmt: skip
 
 
 def sides(p: Tensor) -> dict[str, Tensor]:

@@ -5,17 +5,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from fmeta import tree
-from fmeta.adapt import check_loop, from_loop, predictor, weights_as_meta
+from fmeta.adapt import check_loop
 from fmeta.adjoint import unroll
-from fmeta.losses import reported
+from fmeta.beside import learned_beside
 from fmeta.optim import sgd
-from fmeta.select import Pattern, select
-from fmeta.types import Adjoint, Algorithm, InnerLoop, LossFn, Params
+from fmeta.select import Pattern
+from fmeta.types import Adjoint, Algorithm, LossFn
 
 
 def metasgd(
@@ -55,25 +55,8 @@ def metasgd(
         raise ValueError(
             f"metasgd: lr must be a positive float, got {lr!r}. The paper starts in [0.005, 0.1]."
         )
-    objective = query_loss or loss_fn
-
-    def chosen(params: Params) -> Params:
-        return params if adapts is None else select(params, adapts)
-
-    def init(params: Params | None) -> dict[str, Params]:
-        weights = weights_as_meta("metasgd")(params)
-        return {"params": weights, "lr": tree.map(lambda p: torch.full_like(p, lr), chosen(weights))}
-
-    def merge(meta: Any, params: Params) -> Params:
-        return params if adapts is None else {**meta["params"], **params}
-
-    loop = InnerLoop(
-        start=lambda meta, support: chosen(meta["params"]),
-        loss=lambda params, meta, batch, k: reported("metasgd", loss_fn(merge(meta, params), batch)),
-        inner=lambda meta, k: sgd(meta["lr"]),
-        outer=lambda params, meta, task: reported("metasgd", objective(merge(meta, params), task.query)),
-        steps=steps,
-        adjoint=adjoint,
-        batches=batches,
-    )
-    return from_loop(init, loop, predictor(objective, merge))
+    return learned_beside(
+        "metasgd", loss_fn, "lr", lambda params: tree.map(lambda p: torch.full_like(p, lr), params),
+        lambda meta, k: sgd(meta["lr"]),
+        steps=steps, adjoint=adjoint, query_loss=query_loss, adapts=adapts, batches=batches,
+    )  # fmt: skip
