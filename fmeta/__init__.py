@@ -28,6 +28,7 @@ from fmeta.algorithms import (
 )
 from fmeta.algorithms.mamlpp import multi_step_weights
 from fmeta.functional import functionalize
+from fmeta.inserts import merged, with_adapters, with_lora
 from fmeta.meta import explain, meta_eval, meta_grad, meta_init, meta_step
 from fmeta.optim import (
     adagrad,
@@ -41,6 +42,7 @@ from fmeta.optim import (
     rmsprop,
     sgd,
 )
+from fmeta.parts import freeze, last_blocks, norm_names
 from fmeta.select import select
 from fmeta.types import (
     Adapted,
@@ -88,8 +90,10 @@ __all__ = [
     "data",
     "explain",
     "first_order",
+    "freeze",
     "functionalize",
     "imaml",
+    "last_blocks",
     "lion",
     "losses",
     "lrd2",
@@ -97,6 +101,7 @@ __all__ = [
     "mamlpp",
     "masked",
     "matchingnet",
+    "merged",
     "meta_eval",
     "meta_grad",
     "meta_init",
@@ -106,6 +111,7 @@ __all__ = [
     "metasgd",
     "models",
     "multi_step_weights",
+    "norm_names",
     "optim",
     "protomaml",
     "protonet",
@@ -120,4 +126,6 @@ __all__ = [
     "tasks",
     "truncated",
     "unroll",
+    "with_adapters",
+    "with_lora",
 ]

@@ -25,6 +25,7 @@ FIRST = (
     ("types",),
     ("tree",),
     ("rates", "norms", "select", "purity", "recurrent", "linalg"),
+    ("parts", "inserts"),
     ("losses", "schedules", "layers", "rewrites"),
     ("functional",),
     ("models", "data"),

@@ -39,6 +39,18 @@ def test_mlp_flattens_images_and_takes_an_activation() -> None:
     torch.testing.assert_close(net(x), hidden @ net.head.weight.T + net.head.bias)
 
 
+def test_mlp_with_batch_norm_is_mamls_network_without_convolutions() -> None:
+    net = models.mlp([784, 256, 128, 64, 64, 5], norm=True)
+    assert [name for name in sizes(net) if "norm" in name] == [
+        f"norms.{i}.{part}" for i in range(4) for part in ("weight", "bias")
+    ]
+    x, first = torch.rand(6, 1, 28, 28), net.layers[0]
+    z = first(x.flatten(1))
+    z = torch.relu((z - z.mean(0)) / (z.var(0, correction=0) + 1e-5).sqrt())
+    torch.testing.assert_close(torch.relu(net.norms[0](first(x.flatten(1)))), z)
+    assert net(x).shape == (6, 5) and not list(net.buffers())
+
+
 @pytest.mark.parametrize("widths", [[], [4], [4, 0], [4, -1, 2]])
 def test_mlp_needs_two_positive_widths(widths: list[int]) -> None:
     with pytest.raises(ValueError, match="sizes must be at least two positive widths"):

@@ -12,32 +12,32 @@ from helpers import assert_trees_close, assert_trees_equal
 from tiny_runs import Seen, random_pictures, tiny_few_shot, tiny_sinusoid
 
 import fmeta
-from fmeta.train import baselines, experiment
+from fmeta.train import baselines, experiment, family
 from fmeta.train.config import FewShotTask, Outer
 from fmeta.types import Batch, Task
 
 
 @pytest.fixture
 def pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiment, "load_pools", lambda task: random_pictures())
+    monkeypatch.setattr(family, "load_pools", lambda task: random_pictures())
 
 
 def test_pooled_points_are_all_points_of_the_same_tasks() -> None:
     sampler = fmeta.tasks.sinusoid(tasks=3, shots=4, queries=5)
-    task, pooled = sampler(1, 2), experiment.pooled_points(sampler)(1, 2)
+    task, pooled = sampler(1, 2), family.pooled_points(sampler)(1, 2)
     assert_trees_equal(pooled.query.x, torch.cat([task.support.x, task.query.x], dim=1))
     assert_trees_equal(pooled.query.y, torch.cat([task.support.y, task.query.y], dim=1))
 
 
 def test_pooled_pictures_have_the_labels_of_their_classes(pictures: None) -> None:
-    pool = experiment.load_pools(FewShotTask()).train
-    batch = experiment.pooled_pictures(pool, 50, rotations=True)(3, 4).query
+    pool = family.load_pools(FewShotTask()).train
+    batch = family.pooled_pictures(pool, 50, rotations=True)(3, 4).query
     assert batch.x.shape == (1, 50, 1, 16, 16)
     for x, y in zip(batch.x[0], batch.y[0].tolist(), strict=True):
         upright = x.rot90(-(y % 4), (-2, -1))
         row = (pool.x == upright).flatten(1).all(1).nonzero()
         assert pool.y[row].item() == y // 4
-    plain = experiment.pooled_pictures(pool, 50, rotations=False)(3, 4).query
+    plain = family.pooled_pictures(pool, 50, rotations=False)(3, 4).query
     assert plain.y.max() < len(pool.names)
 
 
@@ -103,7 +103,7 @@ def test_baseline_learns_the_training_classes(tmp_path: Path, pictures: None) ->
     built = experiment.build(config)
     params = baselines.pretrain(built, 40, Seen().hooks._replace(save=lambda *_: None))
     apply, _ = baselines.pooled_model(built)
-    pool = experiment.load_pools(config.task).train
+    pool = family.load_pools(config.task).train
     accuracy = (apply(params, pool.x).argmax(1) == pool.y).float().mean().item()
     assert accuracy > 0.5, f"{accuracy:.2f} on 12 classes"
 

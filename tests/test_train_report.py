@@ -15,7 +15,7 @@ from PIL import Image
 from tiny_runs import random_pictures, tiny_few_shot, tiny_sinusoid
 
 import fmeta
-from fmeta.train import baselines, commands, experiment, folder, plots
+from fmeta.train import baselines, commands, experiment, family, folder, plots
 from fmeta.train.choices import EMBEDDINGS, STEPLESS, WEIGHTS
 from fmeta.train.cli import main
 from fmeta.train.config import Outer
@@ -27,7 +27,7 @@ from fmeta.train.table import written
 
 @pytest.fixture
 def pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiment, "load_pools", lambda task: random_pictures())
+    monkeypatch.setattr(family, "load_pools", lambda task: random_pictures())
 
 
 @pytest.fixture

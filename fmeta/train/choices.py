@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import fmeta
 from fmeta.train.config import Inner
-from fmeta.types import Algorithm, LossFn
+from fmeta.types import Algorithm, LossFn, Transform
 
 
 class Given(NamedTuple):
@@ -19,23 +19,24 @@ class Given(NamedTuple):
     outputs: int
     adapts: tuple[str, ...] | None
 
+    def optimizer(self) -> Transform:
+        """The inner optimiser."""
+        rate = self.inner.inner_lr
+        return fmeta.sgd(rate) if self.inner.inner_optimizer == "sgd" else fmeta.adam(rate, b1=0.0)
+
 
 WEIGHTS: dict[str, Callable[[Given], Algorithm]] = {
-    "maml": lambda g: fmeta.maml(
-        g.loss, fmeta.sgd(g.inner.inner_lr), steps=g.inner.inner_steps, adapts=g.adapts
-    ),
+    "maml": lambda g: fmeta.maml(g.loss, g.optimizer(), steps=g.inner.inner_steps, adapts=g.adapts),
     "fomaml": lambda g: fmeta.maml(
         g.loss,
-        fmeta.sgd(g.inner.inner_lr),
+        g.optimizer(),
         steps=g.inner.inner_steps,
         adapts=g.adapts,
         adjoint=fmeta.first_order(),
     ),
-    "anil": lambda g: fmeta.anil(g.loss, fmeta.sgd(g.inner.inner_lr), steps=g.inner.inner_steps),
-    "boil": lambda g: fmeta.boil(
-        g.loss, fmeta.sgd(g.inner.inner_lr), steps=g.inner.inner_steps, keeps=["head", *norms(g)]
-    ),
-    "reptile": lambda g: fmeta.reptile(g.loss, fmeta.sgd(g.inner.inner_lr), steps=g.inner.inner_steps),
+    "anil": lambda g: fmeta.anil(g.loss, g.optimizer(), steps=g.inner.inner_steps),
+    "boil": lambda g: fmeta.boil(g.loss, g.optimizer(), steps=g.inner.inner_steps, keeps=["head", *norms(g)]),
+    "reptile": lambda g: fmeta.reptile(g.loss, g.optimizer(), steps=g.inner.inner_steps),
     "metasgd": lambda g: fmeta.metasgd(
         g.loss, steps=g.inner.inner_steps, lr=g.inner.inner_lr, adapts=g.adapts
     ),
@@ -43,9 +44,9 @@ WEIGHTS: dict[str, Callable[[Given], Algorithm]] = {
     "metacurvature": lambda g: fmeta.metacurvature(
         g.loss, steps=g.inner.inner_steps, lr=g.inner.inner_lr, adapts=g.adapts
     ),
-    "cavia": lambda g: fmeta.cavia(g.loss, fmeta.sgd(g.inner.inner_lr), steps=g.inner.inner_steps),
+    "cavia": lambda g: fmeta.cavia(g.loss, g.optimizer(), steps=g.inner.inner_steps),
     "imaml": lambda g: fmeta.imaml(
-        g.loss, fmeta.sgd(g.inner.inner_lr), steps=g.inner.inner_steps, strength=g.inner.strength
+        g.loss, g.optimizer(), steps=g.inner.inner_steps, strength=g.inner.strength
     ),
 }
 """Those that adapt a model with its head."""
@@ -56,7 +57,7 @@ EMBEDDINGS: dict[str, Callable[[Given], Algorithm]] = {
     "lrd2": lambda g: fmeta.lrd2(g.apply, ways=g.outputs),
     "metaoptnet": lambda g: fmeta.metaoptnet(g.apply, ways=g.outputs),
     "protomaml": lambda g: fmeta.protomaml(
-        g.apply, fmeta.sgd(g.inner.inner_lr), steps=g.inner.inner_steps, ways=g.outputs, adapts=g.adapts
+        g.apply, g.optimizer(), steps=g.inner.inner_steps, ways=g.outputs, adapts=g.adapts
     ),
 }
 """Those that classify by an embedding, and make a head of their own."""

@@ -57,8 +57,18 @@ class FewShotTask:
     """Count a class turned by 90, 180 and 270 degrees as new classes (in training tasks only)."""
     labels: bool = True
     """Without labels every training picture is a class, and changed copies of it are its queries (UMTRA)."""
+    train_ways: MaybeInt = None
+    """Classes of a training task, for algorithms whose head is made from the support set; as ways if not given."""
+    train_shots: MaybeInt = None
+    """Support pictures of a class in training tasks; as shots if not given."""
+    network: Literal["conv4", "resnet12", "mlp"] = "conv4"
+    """Four convolutions; a residual network of twelve; or four fully connected layers (256, 128, 64, 64)."""
     channels: int = 64
-    """Filters of each of the model's four convolutions."""
+    """Filters of each of conv4's convolutions."""
+    pool: Literal["stride", "max"] = "stride"
+    """How conv4 halves pictures: convolutions of stride 2, or max-pooling after those of stride 1."""
+    flatten: bool = False
+    """Whether conv4's features are those of all places, in place of their mean."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,22 @@ class OmniglotTask(FewShotTask):
     """Download the data set into the root if it is not there."""
     split: Literal["maml", "vinyals"] = "maml"
     """Training classes: the MAML paper's random 1200, or Vinyals' files. The two do not compare."""
+
+
+@dataclass(frozen=True)
+class ImagesTask(FewShotTask):
+    """A task is a few classes of your own pictures that training never saw: learn them from a few pictures each."""
+
+    root: MaybePath = None
+    """A folder, or a zip, with a folder of pictures for each class."""
+    index: MaybePath = None
+    """A csv of file,label,split, which says what is in it and which classes are train, val and test."""
+    shares: tuple[float, float, float] = (0.64, 0.16, 0.2)
+    """Shares of the classes for training, validation and test where there is no index."""
+    size: int = 84
+    """Height and width that pictures are brought to."""
+    grey: bool = False
+    """One channel in place of red, green and blue."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +125,9 @@ class Inner:
     """Of imaml's pull towards the initial weights."""
     context: int = 5
     """Context parameters of cavia's model."""
+    inner_optimizer: Literal["sgd", "adam"] = "sgd"
+    """Who takes the inner steps: gradient descent, or Adam without momentum, as Reptile's experiments have it.
+    maml, fomaml, anil, boil, reptile, imaml and protomaml read it."""
     inner_steps: int = 1
     """Gradient steps while meta-training."""
     test_steps: int = 10

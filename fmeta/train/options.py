@@ -7,10 +7,22 @@ from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fmeta.train.choices import STEPLESS
 from fmeta.train.config import Config
 
 FREE_ON_RESUME = frozenset(
-    {"out", "resume", "root", "download", "target", "patience", "minutes", "max_bad_steps", "log_interval"}
+    {
+        "out",
+        "resume",
+        "root",
+        "index",
+        "download",
+        "target",
+        "patience",
+        "minutes",
+        "max_bad_steps",
+        "log_interval",
+    }
     | {"test_tasks", "baselines", "baseline_steps", "device", "compile", "threads"}
 )
 """Options that may differ when a run is resumed: when to stop, what to show, where to run."""
@@ -20,6 +32,7 @@ AT_LEAST = {
     **dict.fromkeys(["val_interval", "test_steps", "inner_steps", "seed"], 0),
     **dict.fromkeys(["patience", "baseline_steps", "threads", "channels", "context"], 1),
     **dict.fromkeys(["ways", "shots", "queries", "test_shots", "test_queries"], 1),
+    **dict.fromkeys(["train_ways", "train_shots", "size"], 1),
     **dict.fromkeys(["test_tasks"], 2),
 }
 ABOVE_ZERO = ("inner_lr", "outer_lr", "minutes", "strength")
@@ -53,6 +66,12 @@ def check(config: Config[Any]) -> None:
             raise ValueError(f"train: {flag(name)} must be at least {AT_LEAST[name]}, got {value}.")
         if name in ABOVE_ZERO and not value > 0:
             raise ValueError(f"train: {flag(name)} must be above 0, got {value}.")
+    train_ways = getattr(config.task, "train_ways", None)
+    if train_ways not in (None, config.task.ways) and config.inner.algorithm not in STEPLESS:
+        raise ValueError(
+            f"train: --train-ways may differ from --ways for {', '.join(STEPLESS)}, got "
+            f"{config.inner.algorithm}, whose model has one output a class. Leave it out."
+        )
     if config.outer.seed >= MAX_SEED:
         raise ValueError(
             f"train: --seed must be below {MAX_SEED:,}, got {config.outer.seed}. Larger seeds are kept for "
@@ -85,7 +104,7 @@ def from_json(default: Any, saved: Mapping[str, Any], source: str) -> Any:
 def _restored(default: Any, name: str, value: Any, source: str) -> Any:
     if is_dataclass(default):
         return from_json(default, value, source)
-    if name in ("out", "root"):
+    if name in ("out", "root", "index"):
         return None if value is None else Path(value)
     return tuple(value) if isinstance(value, list) else value
 

@@ -16,7 +16,8 @@ from fmeta.adapt import run
 from fmeta.tasks import sinusoid_waves
 from fmeta.train.config import SinusoidTask
 from fmeta.train.evaluate import Compared, estimates
-from fmeta.train.experiment import HELD_BATCH, Experiment
+from fmeta.train.experiment import Experiment
+from fmeta.train.family import HELD_BATCH
 from fmeta.train.logging import read_metrics
 from fmeta.types import Task, Tree
 

@@ -29,7 +29,7 @@ def run(path: Path, experiment: Experiment) -> Outcome:
     state, progress = starting_point(path, experiment)
     announce(path, experiment, progress)
     settings = settings_of(experiment)
-    step = fmeta.meta_step(experiment.algorithm, experiment.outer, experiment.plan)
+    step = fmeta.meta_step(experiment.trained, experiment.outer, experiment.plan)
     metrics = open_metrics(path, progress.step) if experiment.processes.rank == 0 else SILENT
     try:
         with stop_signals() as asked, progress_bar("train", settings.steps, progress.step) as bar:

@@ -1,0 +1,174 @@
+"""The tasks, the model and the loss of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+import fmeta
+import fmeta.data
+import fmeta.tasks
+from fmeta.data.pool import Pool, Pools
+from fmeta.data.warp import quarter_turns
+from fmeta.tasks.seeding import generator
+from fmeta.train.config import Config, FewShotTask, ImagesTask, OmniglotTask, SinusoidTask
+from fmeta.types import Batch, LossFn, Sampler, Task
+
+HELD_BATCH = 50
+"""Validation and test tasks that are measured side by side. It is no option: with another number they would be
+other tasks, and results would not compare."""
+HIDDEN = (256, 128, 64, 64)
+"""Widths of MAML's network without convolutions (arXiv 1703.03400, section 5.2)."""
+
+
+class Family(NamedTuple):
+    """What differs between recipes: the tasks, the model and the loss."""
+
+    model: Callable[[int | None], nn.Module]
+    """``(outputs) -> module``; None gives the embedding."""
+    outputs: int
+    train_outputs: int
+    """Classes of a training task."""
+    loss: Callable[..., LossFn]
+    """``(apply) -> LossFn``."""
+    metric: str
+    """What validation and the report show: ``"loss"``, lower is better, or ``"accuracy"``."""
+    adapts: tuple[str, ...] | None
+    """Names of the parameters that adapt; None for all."""
+    train: Sampler
+    val: Sampler
+    test: Sampler
+    pooled: Sampler
+    """Examples of all training tasks together as one query set, for the baseline without meta-learning."""
+    pooled_outputs: int
+    """Outputs of the model that learns them."""
+
+
+def make_family(config: Config[Any], device: torch.device) -> Family:
+    """Tasks, model and loss of a recipe."""
+    if isinstance(config.task, SinusoidTask):
+        context = config.inner.context if config.inner.algorithm == "cavia" else 0
+        return sinusoid_family(config.task, config.outer.tasks, device, context)
+    return few_shot_family(config.task, config.outer.tasks, device)
+
+
+def sinusoid_family(task: SinusoidTask, tasks: int, device: torch.device, context: int = 0) -> Family:
+    """Regression of sine waves; training, validation and test tasks differ by their seeds."""
+    train = fmeta.tasks.sinusoid(tasks=tasks, shots=task.shots, queries=task.queries, device=device)
+    held = fmeta.tasks.sinusoid(
+        tasks=HELD_BATCH, shots=task.test_shots, queries=task.test_queries, device=device
+    )
+    return Family(
+        model=lambda outputs: spread_kinks(
+            fmeta.models.mlp([1, *task.hidden, outputs or 1], context=context)
+        ),
+        outputs=1,
+        train_outputs=1,
+        loss=fmeta.losses.mse,
+        metric="loss",
+        adapts=None,
+        train=train,
+        val=held,
+        test=held,
+        pooled=pooled_points(train),
+        pooled_outputs=1,
+    )
+
+
+def spread_kinks(module: nn.Module) -> nn.Module:
+    """Draw the weights by torch's own rule, whose biases are not zero.
+
+    With zero biases every kink of the network lies at x = 0 to begin with. It then learns slower, and some
+    tasks diverge after several inner steps.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            layer.reset_parameters()
+    return module
+
+
+def few_shot_family(task: FewShotTask, tasks: int, device: torch.device) -> Family:
+    """Classification of classes that training never saw."""
+    pools = load_pools(task).to(device)
+    ways, shots = task.train_ways or task.ways, task.train_shots or task.shots
+    queries = task.queries or task.shots
+    sizes: dict[str, Any] = {"ways": ways, "shots": shots, "queries": queries, "tasks": tasks}
+    held: dict[str, Any] = {
+        "ways": task.ways, "shots": task.shots, "queries": task.test_queries or queries, "tasks": HELD_BATCH,
+    }  # fmt: skip
+    if task.labels:
+        turned = "rotations" if task.rotations else None
+        train = fmeta.tasks.few_shot(pools.train, **sizes, augment=turned)
+    else:
+        train = fmeta.tasks.umtra(pools.train, **sizes, augment="affine")
+    picture = pools.train.x.shape[1:]
+    return Family(
+        model=lambda outputs: network(task, picture, outputs),
+        outputs=task.ways,
+        train_outputs=ways,
+        loss=fmeta.losses.cross_entropy,
+        metric="accuracy",
+        adapts=("*", "!*norm*"),
+        train=train,
+        val=fmeta.tasks.few_shot(pools.val, **held),
+        test=fmeta.tasks.few_shot(pools.test, **held),
+        pooled=pooled_pictures(pools.train, tasks * ways * (shots + queries), task.rotations),
+        pooled_outputs=len(pools.train.names) * (4 if task.rotations else 1),
+    )
+
+
+def network(task: FewShotTask, picture: torch.Size, outputs: int | None) -> nn.Module:
+    """The model for pictures of this shape, ``[C, H, W]``; without outputs the embedding."""
+    if task.network == "mlp":
+        return fmeta.models.mlp([picture.numel(), *HIDDEN, *([outputs] if outputs else [])], norm=True)
+    if task.network == "resnet12":
+        return fmeta.models.resnet12(picture[0], ways=outputs)
+    return fmeta.models.conv4(
+        picture[0], outputs, task.channels, task.pool, "flatten" if task.flatten else "mean", picture[1]
+    )
+
+
+def load_pools(task: FewShotTask) -> Pools:
+    """The pictures of a few-shot recipe.
+
+    Raises:
+        ValueError: where the data is not there.
+    """
+    if isinstance(task, OmniglotTask):
+        return fmeta.data.omniglot(task.root, download=task.download, split=task.split)
+    if isinstance(task, ImagesTask):
+        if task.root is None:
+            raise ValueError("train: images needs a folder of pictures. Give it with --root FOLDER.")
+        split: Any = task.index or tuple(task.shares)
+        return fmeta.data.image_folder(task.root, size=task.size, grey=task.grey, split=split)
+    return fmeta.data.glyphs()
+
+
+def pooled_points(sampler: Sampler) -> Sampler:
+    """The same tasks with support and query points together as the query set."""
+
+    def sample(seed: int, step: int) -> Task:
+        support, query = sampler(seed, step)
+        return Task(support, Batch(*(torch.cat(pair, dim=1) for pair in zip(support, query, strict=True))))
+
+    return sample
+
+
+def pooled_pictures(pool: Pool, count: int, rotations: bool) -> Sampler:
+    """One task of ``count`` pictures of all training classes with labels; a turned class is another one."""
+    turns = 4 if rotations else 1
+
+    def sample(seed: int, step: int) -> Task:
+        random = generator(seed, step)
+        rows = torch.randint(len(pool.y), (count,), generator=random)
+        turn = torch.randint(turns, (count,), generator=random)
+        place = rows.to(pool.x.device)
+        x, y = pool.x[place], pool.y[place] * turns + turn.to(pool.x.device)
+        x = quarter_turns(x, turn) if rotations else x
+        x = x.float() / 255 if x.dtype == torch.uint8 else x
+        return Task(Batch(x[None, :1], y[None, :1]), Batch(x[None], y[None]))
+
+    return sample

@@ -1,0 +1,99 @@
+"""The few-shot recipes: sizes of training and test tasks, networks, a folder of the user's own pictures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from tiny_runs import random_pictures, tiny_few_shot
+
+import fmeta
+from fmeta.train import commands, family
+from fmeta.train.config import Config, ImagesTask
+from fmeta.train.experiment import build
+from fmeta.train.folder import load_run
+from fmeta.train.recipes import RECIPES
+
+
+@pytest.fixture
+def pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(family, "load_pools", lambda task: random_pictures())
+
+
+def changed(config: Config[Any], **task: Any) -> Config[Any]:
+    return replace(config, task=replace(config.task, **task))
+
+
+def test_training_tasks_may_have_more_classes_than_test_tasks(tmp_path: Path, pictures: None) -> None:
+    config = changed(tiny_few_shot(tmp_path / "run", "protonet"), train_ways=6, train_shots=2)
+    built = build(config)
+    assert built.family.train(0, 0).support.y.shape == (2, 12)
+    assert built.family.test(0, 0).support.y.shape == (50, 3)
+    assert commands.train(config, "fmeta train glyphs") == 0
+    _, meta = load_run(tmp_path / "run")
+    task = built.family.test(1, 1)
+    one = fmeta.Task(*(fmeta.Batch(part.x[0], part.y[0]) for part in task))
+    assert built.algorithm.predict(meta, one.support, one.query.x).shape == (len(one.query.y), 3)
+
+
+def test_more_classes_in_training_need_a_head_that_is_made(tmp_path: Path, pictures: None) -> None:
+    with pytest.raises(ValueError, match="train: --train-ways may differ from --ways for protonet"):
+        build(changed(tiny_few_shot(tmp_path, "maml"), train_ways=6))
+    assert build(changed(tiny_few_shot(tmp_path, "maml"), train_ways=3)).family.train_outputs == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "features"),
+    [
+        ({"network": "mlp"}, 64),
+        ({"network": "resnet12"}, 640),
+        ({"channels": 8}, 8),
+        ({"channels": 8, "flatten": True, "size": 16}, 8),
+        ({"channels": 8, "pool": "max", "flatten": True}, 8),
+    ],
+)
+def test_networks_by_name(options: dict[str, Any], features: int) -> None:
+    task = ImagesTask(**{"rotations": False} | options)
+    x = torch.rand(2, 3, 16, 16)
+    assert family.network(task, x.shape[1:], None)(x).shape == (2, features)
+    assert family.network(task, x.shape[1:], 7)(x).shape == (2, 7)
+
+
+def test_inner_steps_of_adam_without_momentum(tmp_path: Path, pictures: None) -> None:
+    config = tiny_few_shot(tmp_path, "fomaml")
+    rates = {"inner_lr": 0.01, "inner_optimizer": "adam", "inner_steps": 1}
+    built = build(replace(config, inner=replace(config.inner, **rates)))
+    task = built.family.train(0, 0)
+    support = fmeta.Batch(task.support.x[0], task.support.y[0])
+    adapted = built.algorithm.adapt(built.params, support).params
+    moves = torch.cat([(adapted[n] - built.params[n]).abs().flatten() for n in adapted])
+    assert 0.0099 < moves.max() < 0.0101  # the first step of Adam is its rate
+    assert not any("norm" in name for name in adapted)
+
+
+def test_a_folder_of_pictures_is_trained_on(tmp_path: Path) -> None:
+    for c in range(12):
+        (tmp_path / "data" / f"c{c}").mkdir(parents=True)
+        for i in range(5):
+            color = tuple(int(v) for v in torch.randint(20 * c, 20 * c + 16, (3,)))
+            Image.new("RGB", (20, 24), color).save(tmp_path / "data" / f"c{c}" / f"{i}.png")
+    config = RECIPES["images"]()
+    config = replace(
+        config,
+        task=replace(
+            config.task, root=tmp_path / "data", size=16, ways=2, queries=2, channels=4, shares=(0.5, 0.25, 0.25)
+        ),
+        outer=replace(config.outer, outer_steps=3),
+        report=replace(config.report, val_tasks=4, test_tasks=6, baselines=False),
+        machine=replace(config.machine, device="cpu", compile="off"),
+        out=tmp_path / "run",
+    )  # fmt: skip
+    assert commands.train(config, "fmeta train images") == 0
+    built, _ = load_run(tmp_path / "run")
+    assert built.family.train(0, 0).support.x.shape == (4, 2, 3, 16, 16)
+    with pytest.raises(ValueError, match=r"train: images needs a folder of pictures. Give it with --root"):
+        build(changed(config, root=None))
