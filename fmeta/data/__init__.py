@@ -1,6 +1,7 @@
 """Datasets as tensors, divided by class into ``.train``, ``.val`` and ``.test``."""
 
 from fmeta.data.cache import cache_dir
+from fmeta.data.change import random_crop, random_flip, random_jitter, random_resized_crop
 from fmeta.data.datasets import from_dataset
 from fmeta.data.families import Families, FamilySplit, csv_families
 from fmeta.data.folder import image_folder
@@ -9,6 +10,7 @@ from fmeta.data.imagenet import mini_imagenet, tiered_imagenet
 from fmeta.data.omniglot import omniglot
 from fmeta.data.pool import Pool, Pools, class_pool
 from fmeta.data.tensors import from_tensors
+from fmeta.data.transforms import reproducible
 from fmeta.data.vision import cifar_fs, fc100, torchvision_pool
 from fmeta.data.warp import random_affine
 
@@ -29,6 +31,11 @@ __all__ = (
     "mini_imagenet",
     "omniglot",
     "random_affine",
+    "random_crop",
+    "random_flip",
+    "random_jitter",
+    "random_resized_crop",
+    "reproducible",
     "tiered_imagenet",
     "torchvision_pool",
 )
