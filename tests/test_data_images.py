@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fmeta.data import image_folder
+from fmeta.data import Pools, image_folder
 from fmeta.tasks import few_shot
 
 
@@ -36,6 +38,12 @@ def noise() -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (30, 30, 3), np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FMETA_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 CLASSES = {"cat": 40, "dog": 80, "emu": 120, "fox": 160, "owl": 200}
@@ -123,6 +131,7 @@ def test_index_says_which_files_are_what(folder: Path) -> None:
         (["file,label,split", "cat/0.png,a,train", "cat/1.png,a,test"], r"line 3 .* puts 'a' into 'test'"),
         (["file,label,split", "cat/9.png,a,train"], r"1 images that .* does not hold, such as cat/9"),
         (["file,label,split", "cat/0.png,a,dev"], r"got 'dev' for class 'a'"),
+        (["file,label,split", "cat/0.png,a,train", "cat/0.png,b,train"], r"line 3 .* cat/0\.png 'b' after 'a'"),
     ],
 )  # fmt: skip
 def test_index_that_does_not_fit(folder: Path, lines: list[str], text: str) -> None:
@@ -181,6 +190,147 @@ def test_names_the_damaged_file_in_a_zip(folder: Path) -> None:
     path.write_bytes(bytes(data))
     with pytest.raises(ValueError, match=r"fox/1\.png in .*animals\.zip must be a readable image.*CRC"):
         image_folder(path)
+
+
+# Sizes and modes
+
+
+def save(folder: Path, name: str, image: Image.Image, **options: Any) -> None:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **options)
+
+
+def test_images_of_all_sizes_and_modes_become_alike(tmp_path: Path) -> None:
+    """Every file shows the same brown, as far as its mode can."""
+    brown = (200, 100, 0)
+    grey = int(np.array(Image.new("RGB", (1, 1), brown).convert("L"))[0, 0])
+    flat = Image.new("RGB", (30, 50), brown)
+    palette = flat.convert("P", palette=Image.Palette.ADAPTIVE)
+    deep = Image.fromarray(np.full((40, 30), grey * 257, np.uint16))
+    files = {
+        "rgb/a.png": flat, "rgb/b.jpg": flat.resize((9, 200)), "rgba/a.png": flat.convert("RGBA"),
+        "palette/a.png": palette, "palette/b.gif": palette, "cmyk/a.jpg": flat.convert("CMYK"),
+        "cmyk/b.tif": flat.convert("CMYK"), "l/a.png": Image.new("L", (7, 8), grey),
+        "la/a.png": Image.new("LA", (8, 8), (grey, 255)), "deep/a.png": deep, "deep/b.tif": deep,
+        "deep/c.pgm": deep, "one/a.png": Image.new("1", (64, 64), 1),
+    }  # fmt: skip
+    for name, image in files.items():
+        save(tmp_path / "modes", name, image, **({"quality": 100} if name.endswith("jpg") else {}))
+    pool = image_folder(tmp_path / "modes", size=4, split=(1, 0, 0)).train
+    assert pool.x.shape == (13, 3, 4, 4)
+    shades = {"one": (255, 255, 255), "l": (grey,) * 3, "la": (grey,) * 3, "deep": (grey,) * 3}
+    for row, name in enumerate(pool.names):
+        for index in pool.rows[row, : pool.counts[row]]:
+            difference = pool.x[index].int() - torch.tensor(shades.get(name, brown))[:, None, None]
+            assert difference.abs().max() <= (2 if name in ("rgb", "cmyk") else 0), name
+    in_grey = image_folder(tmp_path / "modes", size=4, grey=True, split=(1, 0, 0)).train
+    assert in_grey.x.shape == (13, 1, 4, 4)
+    dark = [row for row, name in enumerate(in_grey.names) if name != "one"]
+    assert (in_grey.x[in_grey.rows[dark].unique()].int() - grey).abs().max() <= 2
+
+
+def test_transparent_parts_are_white(tmp_path: Path) -> None:
+    clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    indexed = Image.new("P", (8, 8), 3)
+    indexed.putpalette([0, 0, 0] * 3 + [255, 0, 0] + [0, 0, 0] * 252)
+    for name, image, options in (
+        ("full.png", clear, {}),
+        ("part.png", Image.new("LA", (8, 8), (0, 51)), {}),
+        ("index.png", indexed, {"transparency": 3}),
+        ("bytes.png", indexed, {"transparency": bytes([255, 255, 255, 0])}),
+        ("colour.png", Image.new("RGB", (8, 8), (1, 2, 3)), {"transparency": (1, 2, 3)}),
+    ):
+        save(tmp_path / "clear" / "a", name, image, **options)
+    pool = image_folder(tmp_path / "clear", size=2, split=(1, 0, 0)).train
+    # bytes.png, colour.png, full.png, index.png, part.png
+    assert pool.x[:, :, 0, 0].tolist() == [[255] * 3] * 4 + [[204] * 3]
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_refuses_32_bits_whose_range_is_unknown(tmp_path: Path, mode: str) -> None:
+    save(tmp_path / "deep", "a/1.tif", Image.new(mode, (8, 8), 3))
+    with pytest.raises(ValueError, match=r"a/1\.tif in .*deep must be a readable image.*got 32, whose range"):
+        image_folder(tmp_path / "deep", size=2)
+
+
+def test_the_first_unreadable_image_is_named(folder: Path) -> None:
+    (folder / "dog" / "1.png").write_bytes(b"no image")
+    (folder / "fox" / "1.png").write_bytes(b"no image")
+    split = dict.fromkeys(CLASSES, "train")
+    with pytest.raises(ValueError, match=r"image_folder: dog/1\.png in .*animals must be a readable image"):
+        image_folder(folder, size=4, split=split)
+    assert not list((folder.parent / "cache").glob("*.safetensors"))
+
+
+# The cache
+
+
+def same(a: Pools, b: Pools) -> bool:
+    pairs = [(getattr(a, name), getattr(b, name)) for name in ("train", "val", "test")]
+    return all(p.names == q.names and torch.equal(p.x, q.x) and torch.equal(p.y, q.y) for p, q in pairs)
+
+
+@pytest.mark.parametrize("form", [lambda folder: folder, zipped], ids=["folder", "zip"])
+def test_second_start_decodes_nothing(
+    folder: Path, form: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = form(folder)
+    first = image_folder(path, size=8)
+    monkeypatch.setattr("fmeta.data.images.Image.open", None)  # decoding would fail
+    assert same(first, image_folder(path, size=8))
+    assert same(first, image_folder(str(path), size=8, seed=0))
+    image_folder(path, size=8, seed=1)  # another division of the same pixels
+    for other in ({"size": 9}, {"size": 8, "grey": True}):
+        with pytest.raises(TypeError, match="not callable"):
+            image_folder(path, **other)  # type: ignore[arg-type]
+
+
+def test_changed_files_are_decoded_again(folder: Path) -> None:
+    split = dict.fromkeys(CLASSES, "train")
+    before = image_folder(folder, size=8, split=split).train
+    path = folder / "cat" / "1.png"
+    time = path.stat().st_mtime_ns
+    path.write_bytes(picture(7))
+    os.utime(path, ns=(time, time + 1))
+    after = image_folder(folder, size=8, split=split).train
+    assert middle(before.x)[1, 0, 0, 0] == 41 and middle(after.x)[1, 0, 0, 0] == 7
+    (folder / "cat" / "9.png").write_bytes(picture(90))
+    assert image_folder(folder, size=8, split=split).train.counts.tolist() == [4, 3, 3, 3, 3]
+    assert len(list((folder.parent / "cache").glob("*.safetensors"))) == 1, "the old file is replaced"
+
+
+def test_an_index_that_changes_is_read_again(folder: Path) -> None:
+    head = "file,label,split"
+    path = index(folder, [head, "cat/0.png,small,train"])
+    assert image_folder(folder, size=4, split=path).train.names == ("small",)
+    path.write_text(f"{head}\ncat/0.png,tiny,train\ndog/0.png,big,val\n")
+    pools = image_folder(folder, size=4, split=path)
+    assert (pools.train.names, pools.val.names) == (("tiny",), ("big",))
+
+
+def test_splits_are_pieces_of_one_mapped_file(folder: Path) -> None:
+    pools = image_folder(folder, size=8, split=(0.6, 0.2, 0.2))
+    end = pools.train.x.data_ptr()
+    for pool in (pools.train, pools.val, pools.test):
+        assert pool.x.data_ptr() == end, "one lies behind the other, nothing is copied"
+        end += pool.x.numel()
+    assert pools.train.x.untyped_storage().data_ptr() == pools.test.x.untyped_storage().data_ptr()
+
+
+def test_pools_do_not_depend_on_what_was_cached_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [image_folder(folder, size=8, seed=seed) for seed in range(4)]
+    for seed, pools in enumerate(found):
+        monkeypatch.setenv("FMETA_CACHE", str(folder.parent / f"cache{seed}"))
+        assert same(pools, image_folder(folder, size=8, seed=seed))
+
+
+def test_folders_behind_links_are_read(folder: Path) -> None:
+    (folder / "owl").rename(folder.parent / "owl")
+    (folder / "owl").symlink_to(folder.parent / "owl")
+    (folder / "owl" / "circle").symlink_to(folder)
+    pool = image_folder(folder, size=8, split=(1, 0, 0)).train
+    assert pool.names == tuple(CLASSES) and len(pool.x) == 15
 
 
 @pytest.mark.data

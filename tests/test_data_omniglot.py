@@ -138,7 +138,7 @@ def test_default_root(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         shutil.copy(file, tmp_path)
     monkeypatch.setenv("FMETA_CACHE", str(tmp_path))
     monkeypatch.delenv("FMETA_DATA", raising=False)
-    with pytest.raises(ValueError, match=r"root must say where the drawings are, got none\. Pass root="):
+    with pytest.raises(ValueError, match=r"root must say where the files are, got none\. Pass root="):
         omniglot()
     monkeypatch.setenv("FMETA_DATA", str(tmp_path))
     missing = (

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import assert_trees_close
 from torch import Tensor
 
+import fmeta
 from fmeta.data import Pool, class_pool, from_tensors
 from fmeta.tasks import few_shot
 from fmeta.types import Batch, Task
@@ -189,10 +191,153 @@ def test_refuses_augmentations_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match=r"rotations need square images, got \[5, 6\]"):
         few_shot(wide, augment="rotations", **numbers)
     unknown: Any
-    for unknown in ("rotation", ["affine", "flip"], [3]):
-        with pytest.raises(ValueError, match=r"must be 'rotations', 'affine', a function .* got"):
+    for unknown in ("rotation", ["affine", "flop"], [3]):
+        with pytest.raises(ValueError, match=r"must be 'rotations', 'affine', 'crop', .* a function .* got"):
             few_shot(pictures(), augment=unknown, **numbers)
     with pytest.raises(ValueError, match=r"one image for each of the 12 it gets, got \[6, 2, 7, 7\]"):
         few_shot(pictures(), augment=lambda x, _: x[::2], **numbers)(0, 0)
     with pytest.raises(ValueError, match="one image for each of the 12 it gets, got NoneType"):
         few_shot(pictures(), augment=lambda x, _: None, **numbers)(0, 0)  # type: ignore[arg-type,return-value]
+
+
+def test_tasks_of_a_seed_stay_what_they_were() -> None:
+    """A kept run is measured again on the same tasks, with any later version."""
+    task = few_shot(numbered([6, 12, 8, 7]), ways=3, shots=1, queries=2, tasks=2)(3, 14)
+    assert task.support.x[..., 0].tolist() == [[3, 1, 2], [2, 1, 3]]
+    assert task.support.y.tolist() == [[0, 1, 2], [1, 2, 0]]
+    assert task.query.x[..., 1].tolist() == [[14, 25, 18, 27, 7, 32], [24, 14, 6, 27, 22, 31]]
+
+
+# Unequal shots
+
+
+def counts(y: Tensor, ways: int) -> Tensor:
+    return torch.nn.functional.one_hot(y, ways).sum(1)
+
+
+def assert_disjoint(task: Task, ways: int) -> None:
+    """No example twice, one class a label, different classes."""
+    x, y = both(task)
+    for rows, labels in zip(x, y, strict=True):
+        assert len(rows[:, 1].unique()) == len(rows)
+        members = [rows[labels == label, 0].unique() for label in range(ways)]
+        assert all(len(member) <= 1 for member in members)
+        assert len(torch.cat(members).unique()) == sum(len(member) for member in members)
+
+
+def test_numbers_of_shots_are_dealt_to_the_labels() -> None:
+    shots = [1, 2, 2, 7]
+    task = few_shot(numbered([12] * 6), ways=4, shots=shots, queries=3, tasks=4_000)(0, 0)
+    assert task.support.x.shape == (4_000, 12, 2) and task.query.x.shape == (4_000, 12, 2)
+    found = counts(task.support.y, 4)
+    assert (found.sort(1).values == torch.tensor(shots)).all(), "exactly these numbers"
+    assert (counts(task.query.y, 4) == 3).all(), "queries stay balanced"
+    most = torch.nn.functional.one_hot(found.argmax(1), 4).double().mean(0)
+    assert (most - 0.25).abs().max() < 5 * math.sqrt(0.25 * 0.75 / 4_000), "no label tells a size"
+    assert_disjoint(Task(*(Batch(b.x[:100], b.y[:100]) for b in task)), 4)
+
+
+def test_a_range_of_shots_has_a_fixed_sum_and_all_draws_are_alike() -> None:
+    task = few_shot(numbered([9] * 5), ways=3, shots=range(1, 6), queries=2, tasks=20_000)(0, 0)
+    assert task.support.x.shape == (20_000, 9, 2), "three classes of three on average"
+    found = counts(task.support.y, 3)
+    assert found.min() == 1 and found.max() == 5 and (found.sum(1) == 9).all()
+    draws, times = found.unique(dim=0, return_counts=True)
+    possible = [(a, b, 9 - a - b) for a in range(1, 6) for b in range(1, 6) if 1 <= 9 - a - b <= 5]
+    assert sorted(map(tuple, draws.tolist())) == possible
+    expected = 20_000 / len(possible)
+    assert (times - expected).abs().max() < 5 * math.sqrt(expected)
+    assert_disjoint(Task(*(Batch(b.x[:100], b.y[:100]) for b in task)), 3)
+
+
+@pytest.mark.parametrize(
+    ("ways", "shots"), [(1, range(1, 10)), (4, range(3, 4)), (2, range(1, 3)), (20, range(1, 30))]
+)
+def test_ranges_of_every_width(ways: int, shots: range) -> None:
+    pool = numbered([40] * 20)
+    for step in range(3):
+        found = counts(few_shot(pool, ways=ways, shots=shots, queries=1, tasks=5)(0, step).support.y, ways)
+        assert (found.sum(1) == ways * (shots[0] + shots[-1]) // 2).all()
+        assert shots[0] <= found.min() and found.max() <= shots[-1]
+
+
+def test_unequal_shots_train_side_by_side() -> None:
+    """The tasks have one shape, which is what vmap needs."""
+    apply, params = fmeta.functionalize(fmeta.models.mlp([2, 8, 3]))
+    algorithm = fmeta.maml(fmeta.losses.cross_entropy(apply), fmeta.sgd(0.1), steps=1)
+    task = few_shot(numbered([9] * 4), ways=3, shots=range(1, 6), queries=2, tasks=5)(0, 0)
+    side_by_side = fmeta.meta_grad(algorithm, fmeta.Plan(compile=False))(params, task)[0]
+    by_turns = fmeta.meta_grad(algorithm, fmeta.Plan(compile=False, tasks="loop"))(params, task)[0]
+    assert_trees_close(side_by_side, by_turns)
+
+
+# Query sets
+
+
+def test_queries_drawn_in_total() -> None:
+    sizes = [6, 12, 8, 20]
+    task = few_shot(numbered(sizes), ways=4, shots=2, queries=10, tasks=8_000, query="total")(0, 0)
+    assert task.query.x.shape == (8_000, 10, 2)
+    x, y = task.query.x[..., 0].long(), task.query.y
+    drawn = torch.bincount(x.flatten(), minlength=4).double() / 8_000
+    expected = torch.tensor([10 * (size - 2) / (sum(sizes) - 8) for size in sizes])
+    assert (drawn - expected).abs().max() < 0.1, "in proportion to what is left of each class"
+    assert (counts(y, 4).min(1).values == 0).any(), "a class may be missing"
+    assert_disjoint(Task(*(Batch(b.x[:100], b.y[:100]) for b in task)), 4)
+    whole = few_shot(numbered(sizes), ways=4, shots=2, queries=38, tasks=3, query="total")(0, 0)
+    assert (both(whole).x[..., 1].sort(1).values == torch.arange(46.0)).all(), "all that is left"
+
+
+@pytest.mark.parametrize(("shots", "left"), [(2, 15), ([1, 4, 3], 13), (range(1, 4), 15)])
+def test_all_the_rest_may_be_asked(shots: Any, left: int) -> None:
+    task = few_shot(numbered([7] * 5), ways=3, shots=shots, queries=None, tasks=20)(0, 0)
+    assert task.query.x.shape == (20, left, 2)
+    assert (counts(both(task).y, 3) == 7).all(), "every example of the task's classes"
+    assert_disjoint(task, 3)
+
+
+def test_rotated_classes_have_unequal_shots_too() -> None:
+    pool = pictures(classes=3, each=6)
+    task = few_shot(pool, ways=7, shots=range(1, 4), queries=6, tasks=4, augment="rotations", query="total")(
+        0, 0
+    )
+    x, y = both(task)
+    turned = {}
+    for label in range(3):
+        for turn in range(4):
+            for image in pool.x[pool.rows[label]].numpy() / np.float32(255):
+                turned[np.rot90(image, turn, (1, 2)).tobytes()] = (label, turn)
+    for images, labels in zip(x, y, strict=True):
+        for way in range(7):
+            assert len({turned[image.numpy().tobytes()] for image in images[labels == way]}) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"shots": [1, 2]}, r"shots must be a positive int, got \[1, 2\]. Pass .* or 3 numbers, one a class"),
+        ({"shots": [1, 0, 2]}, r"shots must be a positive int, got \[1, 0, 2\]"),
+        ({"shots": range(3)}, r"shots must be a positive int, got range\(0, 3\)"),
+        ({"shots": range(1, 9, 2)}, r"shots must be a positive int, got range\(1, 9, 2\)"),
+        ({"shots": "five"}, "shots must be a positive int, got 'five'"),
+        ({"query": "all"}, "query must be 'per_class' or 'total', got 'all'"),
+        ({"queries": 0}, "queries must be a positive int, got 0"),
+        ({"shots": [1, 2, 6]}, r"every class needs shots \+ queries = 8 examples, but 'class1' has 7"),
+        ({"shots": range(1, 7)}, r"every class needs shots \+ queries = 8 examples, but 'class1' has 7"),
+        ({"shots": 8, "query": "total"}, r"every class needs shots = 8 examples, but 'class1' has 7"),
+        ({"queries": 21, "query": "total"}, "the smallest 3 classes leave 20 examples for the query, got queries=21"),
+        ({"queries": None}, r"classes have equally many and .* got 'class1' with 7, 'class0' with 9"),
+        ({"queries": None, "query": "total"}, r"query='per_class', got .* and query='total'"),
+    ],
+)  # fmt: skip
+def test_refuses_shots_and_queries_that_do_not_fit(change: dict[str, Any], text: str) -> None:
+    numbers: dict[str, Any] = {"ways": 3, "shots": 1, "queries": 2, "tasks": 1} | change
+    with pytest.raises(ValueError, match=f"few_shot: .*{text}"):
+        few_shot(numbered([9, 7, 7, 9]), **numbers)
+
+
+def test_refuses_when_nothing_is_left_to_ask() -> None:
+    with pytest.raises(
+        ValueError, match="the smallest 2 classes leave 0 examples for the query, got queries=None"
+    ):
+        few_shot(numbered([4, 4]), ways=2, shots=4, queries=None, tasks=1)

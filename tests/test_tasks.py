@@ -12,28 +12,40 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torchvision.transforms import v2
 
 from fmeta import tree
-from fmeta.data import from_tensors
-from fmeta.tasks import few_shot, sinusoid, sinusoid_waves
+from fmeta.data import Pool, from_tensors
+from fmeta.tasks import few_shot, fixed, sinusoid, sinusoid_waves, umtra, variable_few_shot
 from fmeta.tasks.seeding import generator, splitmix64
-from fmeta.types import Sampler, Task
+from fmeta.types import Sampler
 
 
-def images(classes: int = 7, each: int = 6) -> Sampler:
-    """A few-shot sampler with all augmentations, over images that any process makes alike."""
-    x = (torch.arange(classes * each * 64) * 31 % 251).to(torch.uint8).view(-1, 1, 8, 8)
-    pool = from_tensors(x, torch.arange(classes * each) % classes, split=(1, 0, 0)).train
-    return few_shot(pool, ways=4, shots=1, queries=2, tasks=3, augment=("rotations", "affine"))
+def pictures(classes: int = 7, each: int = 6) -> Pool:
+    """Images that any process makes alike."""
+    x = (torch.arange(classes * each * 192) * 31 % 251).to(torch.uint8).view(-1, 3, 8, 8)
+    return from_tensors(x, torch.arange(classes * each) % classes, split=(1, 0, 0)).train
 
 
-SAMPLERS: dict[str, Callable[[], Sampler]] = {
+def images(**options: Any) -> Sampler:
+    numbers: dict[str, Any] = dict(ways=4, shots=1, queries=2, tasks=3)
+    return few_shot(pictures(), **numbers | options)
+
+
+ALL = ("rotations", "affine", "crop", "flip", "jitter", "resized_crop")
+SAMPLERS: dict[str, Callable[[], Any]] = {
     "sinusoid": lambda: sinusoid(tasks=3, shots=2, queries=4),
-    "few_shot": images,
+    "few_shot": lambda: images(augment=ALL),
+    "few_shot dealt": lambda: images(shots=[1, 2, 1, 3], query="total"),
+    "few_shot range": lambda: images(shots=range(1, 4), queries=None),
+    "few_shot v2": lambda: images(augment=[v2.ColorJitter(0.4), v2.RandomAffine(30)]),
+    "umtra": lambda: umtra(pictures(), ways=3, tasks=2, augment=("crop", "jitter")),
+    "variable": lambda: variable_few_shot(pictures(), tasks=3, ways=(2, 6), augment=ALL),
+    "variable alike": lambda: variable_few_shot(pictures(), tasks=3, ways=(2, 6), alike=True),
 }
 
 
-def digest(task: Task) -> str:
+def digest(task: Any) -> str:
     return hashlib.sha256(b"".join(leaf.numpy().tobytes() for leaf in tree.leaves(task))).hexdigest()
 
 
@@ -66,6 +78,29 @@ def test_sampling_leaves_the_global_generator_alone() -> None:
     for make in SAMPLERS.values():
         make()(0, 0)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_umtra_needs_pictures_of_one_size() -> None:
+    sampler = umtra(pictures(), ways=3, tasks=2, augment=v2.CenterCrop(4))
+    with pytest.raises(
+        ValueError, match=r"umtra: augment must keep the size .* got \[3, 4, 4\] from \[3, 8, 8\]"
+    ):
+        sampler(0, 0)
+
+
+# Fixed tasks
+
+
+def test_fixed_tasks_do_not_depend_on_the_seed_that_is_asked_for() -> None:
+    sampler = images(augment="jitter")
+    held = fixed(sampler, seed=5, count=3)
+    for step in range(3):
+        assert digest(held(seed=0, step=step)) == digest(sampler(5, step)) == digest(held(9, step + 3))
+    assert len({digest(held(0, step)) for step in range(9)}) == 3
+    with pytest.raises(ValueError, match="fixed: count must be a positive int, got 0"):
+        fixed(sampler, seed=0, count=0)
+    with pytest.raises(ValueError, match="sampler: step must be in 0"):
+        held(0, -1)
 
 
 # Seeding

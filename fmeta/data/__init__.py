@@ -1,12 +1,17 @@
 """Datasets as tensors, divided by class into ``.train``, ``.val`` and ``.test``."""
 
 from fmeta.data.cache import cache_dir
+from fmeta.data.change import random_crop, random_flip, random_jitter, random_resized_crop
+from fmeta.data.datasets import from_dataset
 from fmeta.data.families import Families, FamilySplit, csv_families
 from fmeta.data.folder import image_folder
 from fmeta.data.glyphs import glyphs
+from fmeta.data.imagenet import mini_imagenet, tiered_imagenet
 from fmeta.data.omniglot import omniglot
 from fmeta.data.pool import Pool, Pools, class_pool
 from fmeta.data.tensors import from_tensors
+from fmeta.data.transforms import reproducible
+from fmeta.data.vision import cifar_fs, fc100, torchvision_pool
 from fmeta.data.warp import random_affine
 
 __all__ = (
@@ -15,11 +20,22 @@ __all__ = (
     "Pool",
     "Pools",
     "cache_dir",
+    "cifar_fs",
     "class_pool",
     "csv_families",
+    "fc100",
+    "from_dataset",
     "from_tensors",
     "glyphs",
     "image_folder",
+    "mini_imagenet",
     "omniglot",
     "random_affine",
+    "random_crop",
+    "random_flip",
+    "random_jitter",
+    "random_resized_crop",
+    "reproducible",
+    "tiered_imagenet",
+    "torchvision_pool",
 )

@@ -49,6 +49,13 @@ def csv_families(path: Path | str, *, split: ClassSplit = (0.6, 0.2, 0.2), seed:
     Raises:
         ValueError: without such columns, for a cell that is missing or no finite number (with its line), and for
             fewer than three tasks.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "heights.csv"
+        >>> _ = file.write_text("task,age,y\\n" + "".join(f"child{i},{i + 2},{80 + i}\\n" for i in range(5)))
+        >>> csv_families(file).train.x.shape
+        torch.Size([5, 1])
     """
     path = Path(path)
     tasks, values = read(path)

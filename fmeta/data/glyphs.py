@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fmeta.data.cache import Examples, cached
+from fmeta.data.cache import cached
 from fmeta.data.fonts import SCRIPTS, draw_characters, select_classes
+from fmeta.data.mapped import Examples
 from fmeta.data.pool import Pools, split_pools
 from fmeta.data.warp import random_affine
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
@@ -11,8 +10,9 @@ from typing import Literal
 import torch
 from PIL import Image, ImageOps
 
-from fmeta.data.cache import Examples, cache_dir, cached
+from fmeta.data.cache import cached, data_folder
 from fmeta.data.images import open_source, read_images
+from fmeta.data.mapped import Examples
 from fmeta.data.pool import SPLITS, Pools, split_pools
 from fmeta.data.split import assign_splits, shuffled
 
@@ -49,6 +49,10 @@ def omniglot(
     Raises:
         ValueError: files missing, incomplete or damaged.
 
+    Example:
+        >>> omniglot("data/omniglot", download=True).test  # doctest: +SKIP
+        Pool(423 classes, x=uint8[8460, 1, 28, 28], device=cpu)
+
     References:
         Lake, Salakhutdinov, Tenenbaum, Human-level concept learning through probabilistic program
         induction, 2015; Finn, Abbeel, Levine, 2017, arXiv 1703.03400, section 5.2 and appendix A.1;
@@ -57,7 +61,7 @@ def omniglot(
     """
     if split not in ("maml", "vinyals"):
         raise ValueError(f"{CALL}: split must be 'maml' or 'vinyals', got {split!r}. Choose one.")
-    folder = _folder(root, download)
+    folder = data_folder(CALL, "omniglot", root, download)
     if download and _parts(folder) is None:
         _download(folder)
     parts = _parts(folder)
@@ -69,20 +73,6 @@ def omniglot(
     x, y, names = cached("omniglot", [VERSION, _stamp(parts)], lambda: read_drawings(parts))
     wanted = _maml_split(names, seed) if split == "maml" else _vinyals_split(folder)
     return split_pools(x, y, names, assign_splits(names, wanted, seed, CALL), CALL)
-
-
-def _folder(root: str | Path | None, download: bool) -> Path:
-    if root is not None:
-        return Path(root).expanduser()
-    if os.environ.get("FMETA_DATA"):
-        return Path(os.environ["FMETA_DATA"]).expanduser() / "omniglot"
-    folder = cache_dir() / "omniglot"
-    if download or folder.is_dir():
-        return folder
-    raise ValueError(
-        f"{CALL}: root must say where the drawings are, got none. Pass root=, set FMETA_DATA to the folder "
-        "that holds omniglot/, or pass download=True."
-    )
 
 
 def _parts(folder: Path) -> list[Path] | None:

@@ -46,6 +46,13 @@ class Pools:
 
     Raises:
         ValueError: if two splits share a class.
+
+    Example:
+        >>> cats = class_pool(torch.zeros(2, 3), torch.tensor([0, 1]), ("lion", "lynx"))
+        >>> birds = class_pool(torch.zeros(1, 3), torch.tensor([0]), ("emu",))
+        >>> empty = class_pool(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), ())
+        >>> Pools(train=cats, val=empty, test=birds).test
+        Pool(1 classes, x=float32[1, 3], device=cpu)
     """
 
     train: Pool
@@ -99,7 +106,13 @@ def class_pool(x: Tensor, y: Tensor, names: tuple[str, ...]) -> Pool:
 
 
 def split_pools(
-    x: Tensor, y: Tensor, names: tuple[str, ...], split_of: Mapping[str, str], call: str
+    x: Tensor,
+    y: Tensor,
+    names: tuple[str, ...],
+    split_of: Mapping[str, str],
+    call: str,
+    *,
+    mapped: bool = False,
 ) -> Pools:
     """Divide examples of all classes into the three splits.
 
@@ -109,6 +122,8 @@ def split_pools(
         names: names of all classes.
         split_of: ``"train"``, ``"val"`` or ``"test"`` for every name.
         call: the public function that errors name.
+        mapped: ``x`` is the caller's own to share: a split whose examples lie together, class after class, is
+            a view of it and copies nothing. Examples are in this order in any case.
     """
     _check_examples(x, y, names, call)
 
@@ -118,7 +133,11 @@ def split_pools(
         inside[classes] = torch.arange(len(classes))
         labels = inside[y.to("cpu", torch.int64)]
         rows = (labels >= 0).nonzero().flatten()
-        return class_pool(x[rows.to(x.device)], labels[rows].to(x.device), tuple(names[c] for c in classes))
+        if mapped:
+            rows = rows[labels[rows].argsort(stable=True)]
+        together = mapped and len(rows) > 0 and bool((rows.diff() == 1).all())
+        part = x[int(rows[0]) : int(rows[-1]) + 1] if together else x[rows.to(x.device)]
+        return class_pool(part, labels[rows].to(x.device), tuple(names[c] for c in classes))
 
     return Pools(*[one(split) for split in SPLITS])
 

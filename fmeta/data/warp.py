@@ -27,6 +27,10 @@ def random_affine(
         shear: slant is uniform in ``-shear .. shear``, as horizontal over vertical.
         scale: width and height are stretched by two independent uniform factors from this range.
         shift: movement along each side is uniform in ``-shift .. shift``, as a part of the side.
+
+    Example:
+        >>> random_affine(torch.rand(2, 1, 8, 8), torch.Generator().manual_seed(0), degrees=45).shape
+        torch.Size([2, 1, 8, 8])
     """
     if x.ndim != 4 or not x.is_floating_point():
         raise ValueError(
@@ -43,13 +47,13 @@ def random_affine(
     factors = [across * angle.cos(), -across * slant * height / width, move[0]]
     factors += [down * angle.sin() * width / height, down * angle.cos(), move[1]]
     a, b, c, d, e, f = torch.stack(factors).to(x)[..., None, None]  # [n, 1, 1] each
-    row, column = _centres(width, x), _centres(height, x)[:, None]
+    row, column = centres(width, x), centres(height, x)[:, None]
     # Written out: affine_grid does the same by a batched matmul, which takes twice as long on a CPU.
     grid = torch.stack([a * row + (b * column + c), d * row + (e * column + f)], dim=-1)
     return F.grid_sample(x, grid, align_corners=False)
 
 
-def _centres(count: int, like: Tensor) -> Tensor:
+def centres(count: int, like: Tensor) -> Tensor:
     """Centres of ``count`` pixels that fill -1 .. 1."""
     return (2 * torch.arange(count, dtype=like.dtype, device=like.device) + 1) / count - 1
 

@@ -1,8 +1,18 @@
 """Samplers of tasks: pure functions of ``(seed, step)``, so resuming a run needs no sampler state."""
 
 from fmeta.tasks.few_shot import few_shot
+from fmeta.tasks.fixed import fixed
 from fmeta.tasks.regression import regression
 from fmeta.tasks.sinusoid import sinusoid, sinusoid_waves
 from fmeta.tasks.umtra import umtra
+from fmeta.tasks.variable import variable_few_shot
 
-__all__ = ("few_shot", "regression", "sinusoid", "sinusoid_waves", "umtra")
+__all__ = (
+    "few_shot",
+    "fixed",
+    "regression",
+    "sinusoid",
+    "sinusoid_waves",
+    "umtra",
+    "variable_few_shot",
+)

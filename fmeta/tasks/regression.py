@@ -30,6 +30,12 @@ def regression(
 
     Raises:
         ValueError: where no individual has enough points.
+
+    Example:
+        >>> rows = torch.arange(12).view(3, 4)  # three individuals of four points
+        >>> family = Families(torch.rand(12, 2), torch.rand(12, 1), rows, torch.tensor([4, 4, 4]), list("abc"))
+        >>> regression(family, shots=3, queries=1, tasks=5)(seed=0, step=0).support.x.shape
+        torch.Size([5, 3, 2])
     """
     check_counts(CALL, shots=shots, queries=queries, tasks=tasks)
     enough = (family.counts >= shots + queries).nonzero()[:, 0]

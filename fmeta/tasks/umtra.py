@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from fmeta.data.pool import Pool
+from fmeta.tasks.augment import Augments, changed, floats, parse
 from fmeta.tasks.checks import check_counts
-from fmeta.tasks.few_shot import Augment, changed, floats, parse
 from fmeta.tasks.seeding import generator
 from fmeta.types import Batch, Sampler, Task
 
@@ -20,7 +18,7 @@ def umtra(
     *,
     ways: int,
     tasks: int,
-    augment: Augment | str | Sequence[Augment | str],
+    augment: Augments,
     shots: int = 1,
     queries: int = 1,
     device: torch.device | str | None = None,
@@ -42,6 +40,12 @@ def umtra(
 
     Returns:
         ``(seed, step) -> Task`` as of ``few_shot``.
+
+    Example:
+        >>> from fmeta.data import from_tensors
+        >>> pool = from_tensors(torch.rand(20, 1, 8, 8), torch.zeros(20, dtype=torch.int64), split=(1, 0, 0)).train
+        >>> umtra(pool, ways=5, tasks=2, augment=("crop", "jitter"))(seed=0, step=0).query.x.shape
+        torch.Size([2, 5, 1, 8, 8])
 
     References:
         Khodadadeh, Bölöni, Shah, "Unsupervised meta-learning for few-shot image classification", 2019,
@@ -71,6 +75,11 @@ def umtra(
         new = x
         for change in changes:
             new = changed(CALL, change, new, random)
+        if new.shape != x.shape:
+            raise ValueError(
+                f"{CALL}: augment must keep the size of pictures, which meet unchanged ones, got {list(new.shape[1:])} "
+                f"from {list(x.shape[1:])}. Resize the pool."
+            )
         new = new.unflatten(0, (tasks, ways, copies))
         plain = x.unflatten(0, (tasks, ways, copies))[:, :, :1]
         x = torch.cat([plain.to(new), new[:, :, 1:]], 2)
