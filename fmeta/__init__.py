@@ -4,7 +4,9 @@ Write the loss of one task; fmeta maps it over tasks, differentiates through the
 runs the whole meta-gradient as a few compiled, batched kernels.
 """
 
-from fmeta import data, losses, models, optim, schedules, tasks
+import typing
+
+from fmeta import data, losses, models, optim, schedules, tasks, weights
 from fmeta.adapt import adapt
 from fmeta.adjoint import first_order, truncated, unroll
 from fmeta.algorithms import (
@@ -44,6 +46,9 @@ from fmeta.optim import (
 )
 from fmeta.parts import freeze, last_blocks, norm_names
 from fmeta.select import select
+from fmeta.split import split
+from fmeta.standalone import export_adaptation
+from fmeta.stopping import early_stopping
 from fmeta.types import (
     Adapted,
     Adjoint,
@@ -59,6 +64,9 @@ from fmeta.types import (
     Task,
     Transform,
 )
+
+if typing.TYPE_CHECKING:
+    from fmeta.train.exporting import export, load
 
 __version__ = "0.3.0"
 
@@ -88,13 +96,17 @@ __all__ = [
     "clip_by_norm",
     "clip_by_value",
     "data",
+    "early_stopping",
     "explain",
+    "export",
+    "export_adaptation",
     "first_order",
     "freeze",
     "functionalize",
     "imaml",
     "last_blocks",
     "lion",
+    "load",
     "losses",
     "lrd2",
     "maml",
@@ -123,9 +135,20 @@ __all__ = [
     "select",
     "sgd",
     "simpleshot",
+    "split",
     "tasks",
     "truncated",
     "unroll",
+    "weights",
     "with_adapters",
     "with_lora",
 ]
+
+
+def __getattr__(name: str) -> typing.Any:
+    """``load`` and ``export`` belong to the trainer, which is imported when they are asked for."""
+    if name in ("export", "load"):
+        from fmeta.train import exporting
+
+        return getattr(exporting, name)
+    raise AttributeError(f"fmeta: there is no name {name!r} in it, see fmeta.__all__.")

@@ -29,6 +29,7 @@ def freeze(apply: Callable[..., Any], params: Params, learns: Pattern) -> Model:
     Raises:
         ValueError: if nothing is chosen, or a pattern matches no name.
 
+    >>> import torch
     >>> apply, params = freeze(lambda p, x: p["a"] * x + p["b"], {"a": torch.tensor(2.0), "b": torch.tensor(1.0)}, "b")
     >>> list(params), apply(params, torch.tensor(3.0))
     (['b'], tensor(7.))

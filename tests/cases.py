@@ -15,7 +15,7 @@ import pytest
 import torch
 from helpers import random_like
 from problems import LOSS, WAYS, Problem, network, squared_error, with_metrics
-from reference import inner, metric, networks, prototypes, rules
+from reference import inner, metric, networks, prototypes, rules, stopping
 from reference.loops import Episode, Loss, maml, meta_gradient, metasgd, reptile
 from torch import Tensor, nn
 
@@ -131,6 +131,17 @@ def protonet_row(distance: str, scale: float = 1.0, compiled: bool = False) -> C
     objective = prototypes.protonet(networks.mlp, WAYS, distance, scale)
     reference: Reference = lambda meta, tasks: meta_gradient(objective, meta, tasks)  # noqa: E731
     return Case(f"protonet {distance}", make, exact=True, reference=reference, compiled=compiled)
+
+
+def stopping_row(name: str, **when: float) -> Case:
+    """MAML, whose tasks stop after different numbers of updates."""
+
+    def make() -> Problem:
+        algorithm = fmeta.early_stopping(fmeta.maml(LOSS, PLAIN[0], steps=3), **when)  # type: ignore[arg-type]
+        return Problem(algorithm, network(), problems.regression_tasks())
+
+    objective = stopping.maml(squared_error, PLAIN[1], 3, **when)
+    return Case(name, make, True, lambda meta, tasks: meta_gradient(objective, meta, tasks))
 
 
 def boil_row(name: str) -> Case:
@@ -295,6 +306,8 @@ CASES = (
     reptile_row("reptile", MOMENTUM),
     reptile_row("reptile adam inside", ADAPTIVE),
     boil_row("boil"),
+    stopping_row("maml stopped early", below=0.9),
+    stopping_row("maml stopped by patience", patience=1, min_delta=0.12),
     cavia_row("cavia"),
     mamlpp_row("mamlpp"),
     mamlpp_row("mamlpp multi-step loss", weights=(0.0, 0.2, 0.3, 0.5)),

@@ -24,8 +24,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FIRST = (
     ("types",),
     ("tree",),
-    ("rates", "norms", "select", "purity", "recurrent", "linalg"),
-    ("parts", "inserts"),
+    ("rates", "norms", "select", "purity", "recurrent", "linalg", "weightfiles"),
+    ("parts", "inserts", "split", "weights"),
     ("losses", "schedules", "layers", "rewrites"),
     ("functional",),
     ("models", "data"),
@@ -36,10 +36,10 @@ LAYERS = (
     *FIRST,
     ("optim", "adjoint", "implicit"),
     ("adapt",),
-    ("metric", "beside"),
+    ("metric", "beside", "stopping"),
     ("algorithms",),
     ("parallel",),
-    ("meta", "estimators", "hypergrad", "export"),
+    ("meta", "estimators", "hypergrad", "standalone"),
     ("fmeta",),  # the public names, gathered
     ("train",),
     ("__main__",),

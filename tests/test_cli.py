@@ -93,7 +93,7 @@ def test_help_of_a_recipe_explains_every_option(recipe: str, capsys: pytest.Capt
     [
         (
             "trian sinusoid",
-            "there is no command 'trian', only train, eval, compare, list. Did you mean train?",
+            "there is no command 'trian', only train, eval, compare, export, list. Did you mean train?",
         ),
         (
             "train sinusiod",
@@ -107,7 +107,7 @@ def test_help_of_a_recipe_explains_every_option(recipe: str, capsys: pytest.Capt
         ("train sinusoid --algorithm maaml", "invalid choice 'maaml' for argument '--algorithm'"),
         ("train sinusoid --tasks many", "invalid literal for int() with base 10: 'many'"),
         ("train", "Expected one of {sinusoid, glyphs, omniglot, images}"),
-        ("", "Expected one of {train, eval, compare, list}"),
+        ("", "Expected one of {train, eval, compare, export, list}"),
     ],
 )
 def test_wrong_command_lines_suggest_the_right_one(

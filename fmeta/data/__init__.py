@@ -4,6 +4,7 @@ from fmeta.data.cache import cache_dir
 from fmeta.data.change import random_crop, random_flip, random_jitter, random_resized_crop
 from fmeta.data.datasets import from_dataset
 from fmeta.data.families import Families, FamilySplit, csv_families
+from fmeta.data.features import embedded
 from fmeta.data.folder import image_folder
 from fmeta.data.glyphs import glyphs
 from fmeta.data.imagenet import mini_imagenet, tiered_imagenet
@@ -23,6 +24,7 @@ __all__ = (
     "cifar_fs",
     "class_pool",
     "csv_families",
+    "embedded",
     "fc100",
     "from_dataset",
     "from_tensors",

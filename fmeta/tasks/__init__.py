@@ -4,6 +4,7 @@ from fmeta.tasks.few_shot import few_shot
 from fmeta.tasks.fixed import fixed
 from fmeta.tasks.regression import regression
 from fmeta.tasks.sinusoid import sinusoid, sinusoid_waves
+from fmeta.tasks.through import through
 from fmeta.tasks.umtra import umtra
 from fmeta.tasks.variable import variable_few_shot
 
@@ -13,6 +14,7 @@ __all__ = (
     "regression",
     "sinusoid",
     "sinusoid_waves",
+    "through",
     "umtra",
     "variable_few_shot",
 )

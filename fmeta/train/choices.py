@@ -84,4 +84,7 @@ def make_algorithm(given: Given, metric: str, has_context: bool) -> Algorithm:
             "train: cavia needs a model with context parameters, which only the sinusoid recipe has. Choose "
             "another --algorithm."
         )
-    return (EMBEDDINGS | WEIGHTS)[name](given)
+    algorithm, inner = (EMBEDDINGS | WEIGHTS)[name](given), given.inner
+    if inner.stop_below is None and inner.stop_patience is None:
+        return algorithm
+    return fmeta.early_stopping(algorithm, below=inner.stop_below, patience=inner.stop_patience)

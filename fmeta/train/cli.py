@@ -17,6 +17,7 @@ import tyro
 
 from fmeta.parallel import Elsewhere, launched
 from fmeta.train.config import Config, MaybeCompile, MaybeInt, MaybePath, MaybeStr
+from fmeta.train.export_command import ExportCommand, export_command
 from fmeta.train.recipes import RECIPES
 from fmeta.types import MetaLearningWarning
 
@@ -124,6 +125,8 @@ def run(arguments: list[str]) -> int:
         return commands.show_list(Path("runs"))
     if isinstance(command, EvalCommand):
         return commands.evaluate(command.run, line, **options_of(command))
+    if isinstance(command, ExportCommand):
+        return export_command(command)
     if isinstance(command, CompareCommand):
         return commands.compare_runs(list(command.runs), command)
     return commands.train(command.config, line)
@@ -143,6 +146,7 @@ def parse(arguments: list[str]) -> Any:
         "train": (train, "Train a recipe: `fmeta train RECIPE --help` shows its options."),
         "eval": (EvalCommand, described(EvalCommand)),
         "compare": (CompareCommand, described(CompareCommand)),
+        "export": (ExportCommand, described(ExportCommand)),
         "list": (ListCommand, described(ListCommand)),
     }
     choices = [
@@ -150,13 +154,8 @@ def parse(arguments: list[str]) -> Any:
         for name, (kind, text) in commands.items()
     ]
     style = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
-    return tyro.cli(
-        cast("Any", Union[tuple(choices)]),  # noqa: UP007
-        prog="fmeta",
-        description=ABOUT,
-        args=arguments,
-        config=style,
-    )
+    kind = cast("Any", Union[tuple(choices)])  # noqa: UP007
+    return tyro.cli(kind, prog="fmeta", description=ABOUT, args=arguments, config=style)
 
 
 def recipe_choice(configs: dict[str, Config[Any]]) -> Any:
@@ -202,7 +201,7 @@ def _split_value(argument: str, *names: str) -> list[str]:
 def unknown_word(arguments: list[str]) -> str:
     """What is wrong with the first words, with the nearest right one; empty if nothing is."""
     words = [argument for argument in arguments[:2] if not argument.startswith("-")]
-    expected = [("command", ["train", "eval", "compare", "list"])]
+    expected = [("command", ["train", "eval", "compare", "export", "list"])]
     if words[:1] == ["train"]:
         expected.append(("recipe", list(RECIPES)))
     for word, (kind, known) in zip(words, expected, strict=False):

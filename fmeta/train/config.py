@@ -23,6 +23,7 @@ MaybeStr = Annotated[str | None, tyro.conf.arg(metavar="STR")]
 MaybeCompile = Annotated[Literal["auto", "on", "off"] | None, tyro.conf.arg(metavar="{auto,on,off}")]
 MaybePrecision = Annotated[Literal["bf16", "fp16"] | None, tyro.conf.arg(metavar="{bf16,fp16}")]
 MaybePath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
+MaybeColour = Annotated[tuple[float, float, float] | None, tyro.conf.arg(metavar="R G B")]
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,22 @@ class ImagesTask(FewShotTask):
     """Height and width that pictures are brought to."""
     grey: bool = False
     """One channel in place of red, green and blue."""
+    backbone: MaybeStr = None
+    """A model of torchvision in place of --network: resnet18, resnet50, mobilenet_v2, ...; or resnet20 (CIFAR's)."""
+    weights: MaybeStr = None
+    """Of the backbone: default, which torchvision downloads; a file (safetensors, or a state dict); random if not
+    given."""
+    learns: str = "last-1"
+    """What of the backbone is learned: all; head; last-N, its last N blocks; norms; lora-RANK; or names such as
+    layer4,layer3.1. The frozen parts before it run once, over all pictures, and their results are kept."""
+    batch_norm: Literal["frozen", "batch"] = "frozen"
+    """Statistics of the learned part's batch norms: those of the weights, or of each batch."""
+    colour_mean: MaybeColour = None
+    """Of red, green and blue in 0 .. 1, as the weights expect it; ImageNet's if not given."""
+    colour_std: MaybeColour = None
+    """Likewise."""
+    norm_eps: MaybeFloat = None
+    """Of batch norms, for weights of other libraries (Keras: 0.001); the model's own if not given."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +149,10 @@ class Inner:
     """Gradient steps while meta-training."""
     test_steps: int = 10
     """Gradient steps in validation and in the result, whose curve goes up to 10 at least."""
+    stop_below: MaybeFloat = None
+    """A task takes no more steps once its support loss is this low."""
+    stop_patience: MaybeInt = None
+    """A task takes no more steps after so many without a lower support loss."""
 
 
 @dataclass(frozen=True)

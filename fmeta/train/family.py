@@ -15,6 +15,7 @@ from fmeta.data.pool import Pool, Pools
 from fmeta.data.warp import quarter_turns
 from fmeta.tasks.seeding import generator
 from fmeta.train.config import Config, FewShotTask, ImagesTask, OmniglotTask, SinusoidTask
+from fmeta.train.pretrained import with_backbone
 from fmeta.types import Batch, LossFn, Sampler, Task
 
 HELD_BATCH = 50
@@ -45,6 +46,8 @@ class Family(NamedTuple):
     """Examples of all training tasks together as one query set, for the baseline without meta-learning."""
     pooled_outputs: int
     """Outputs of the model that learns them."""
+    shown: Sampler | None = None
+    """The test tasks as pictures, where ``test`` gives what a frozen part of the model makes of them."""
 
 
 def make_family(config: Config[Any], device: torch.device) -> Family:
@@ -92,7 +95,10 @@ def spread_kinks(module: nn.Module) -> nn.Module:
 
 def few_shot_family(task: FewShotTask, tasks: int, device: torch.device) -> Family:
     """Classification of classes that training never saw."""
-    pools = load_pools(task).to(device)
+    pictures, model = load_pools(task).to(device), None
+    pools, behind = pictures, lambda sampler: sampler
+    if isinstance(task, ImagesTask) and task.backbone:
+        pools, model, behind = with_backbone(task, pictures)
     ways, shots = task.train_ways or task.ways, task.train_shots or task.shots
     queries = task.queries or task.shots
     sizes: dict[str, Any] = {"ways": ways, "shots": shots, "queries": queries, "tasks": tasks}
@@ -106,17 +112,18 @@ def few_shot_family(task: FewShotTask, tasks: int, device: torch.device) -> Fami
         train = fmeta.tasks.umtra(pools.train, **sizes, augment="affine")
     picture = pools.train.x.shape[1:]
     return Family(
-        model=lambda outputs: network(task, picture, outputs),
+        model=model or (lambda outputs: network(task, picture, outputs)),
         outputs=task.ways,
         train_outputs=ways,
         loss=fmeta.losses.cross_entropy,
         metric="accuracy",
-        adapts=("*", "!*norm*"),
-        train=train,
+        adapts=None if model else ("*", "!*norm*"),
+        train=behind(train),
         val=fmeta.tasks.few_shot(pools.val, **held),
         test=fmeta.tasks.few_shot(pools.test, **held),
-        pooled=pooled_pictures(pools.train, tasks * ways * (shots + queries), task.rotations),
+        pooled=behind(pooled_pictures(pools.train, tasks * ways * (shots + queries), task.rotations)),
         pooled_outputs=len(pools.train.names) * (4 if task.rotations else 1),
+        shown=fmeta.tasks.few_shot(pictures.test, **held) if model else None,
     )
 
 

@@ -170,6 +170,7 @@ def episodes(experiment: Experiment, meta: Tree, count: int = 4) -> Figure:
     ways = experiment.family.outputs
     names = [chr(ord("A") + label) if ways <= 26 else str(label) for label in range(ways)]
     tasks = experiment.test.sampler(experiment.test.seed, 0)
+    seen = experiment.family.shown(experiment.test.seed, 0) if experiment.family.shown else tasks
     figure = Figure(figsize=(1.9 * ways + 0.4, 1.2 * count + 0.4))
     left, right = figure.subfigures(1, 2, wspace=0.04)  # type: ignore[misc]  # an array of two
     left.suptitle("Learned from: one of each class", x=0.01, ha="left", size="medium")
@@ -178,14 +179,14 @@ def episodes(experiment: Experiment, meta: Tree, count: int = 4) -> Figure:
     )
     grids = [side.subplots(count, ways, squeeze=False) for side in (left, right)]
     for index in range(count):
-        task = tree.select(tasks, index)
+        task, view = tree.select(tasks, index), tree.select(seen, index)
         says = said(experiment, meta, task)
         shown, asked = first_of_class(task.support.y, ways), first_of_class(task.query.y, ways)
         for label, axes in enumerate(grids[0][index]):
-            picture(axes, task.support.x[shown[label]], names[label], INK)
+            picture(axes, view.support.x[shown[label]], names[label], INK)
         for axes, place in zip(grids[1][index], asked, strict=True):
             correct = says[place] == task.query.y[place].item()
-            picture(axes, task.query.x[place], names[says[place]], RIGHT if correct else WRONG, framed=True)
+            picture(axes, view.query.x[place], names[says[place]], RIGHT if correct else WRONG, framed=True)
     return figure
 
 

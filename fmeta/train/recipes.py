@@ -77,7 +77,8 @@ def images() -> Config[ImagesTask]:
     `fmeta train images --root FOLDER`. Classes are divided into training, validation and test (or by an index,
     `--index`). The network and rates are those that MAML's paper has for miniImageNet (arXiv 1703.03400,
     appendix A.1): four convolutions of 32 filters with max-pooling, all features, five inner steps at rate 0.01,
-    15 query pictures a class.
+    15 query pictures a class. A pre-trained model in place of these: `--backbone resnet18 --weights default`, of
+    which `--learns` says what is learned; `--algorithm protonet` is a strong choice then.
     """
     return Config(
         recipe="images",
