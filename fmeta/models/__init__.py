@@ -1,7 +1,27 @@
-"""Networks of the few-shot literature, as plain modules without running statistics."""
+"""Networks of the few-shot literature, as plain modules without running statistics; torchvision's detectors."""
+
+import importlib
+from typing import Any
 
 from fmeta.models.conv4 import conv4
 from fmeta.models.mlp import mlp
+from fmeta.models.new_classes import object_detector
 from fmeta.models.resnet12 import resnet12
 
-__all__ = ("conv4", "mlp", "resnet12")
+__all__ = ("conv4", "mlp", "object_detector", "resnet12")
+
+LATE = {
+    "detection": "detecting",
+    "faster_rcnn": "rcnn",
+    "merged_detector": "detector",
+    "mobilenet_detector": "rcnn",
+    "split_detector": "detector",
+}
+"""Functions of modules that need torchvision, which takes seconds to import: at their first use."""
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torchvision."""
+    if name not in LATE:
+        raise AttributeError(f"fmeta.models: there is no {name!r}.")
+    return getattr(importlib.import_module(f"fmeta.models.{LATE[name]}"), name)
