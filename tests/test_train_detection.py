@@ -34,7 +34,7 @@ from fmeta.train.detection_config import DetectionTask
 
 
 def tiny_config(out: Path, **task: Any) -> Config[DetectionTask]:
-    sizes = {"channels": 4, "hidden": 8, "width": 0.1, "size": 64, "scene_size": 64, "proposals": 6}
+    sizes = {"channels": 4, "head_width": 8, "width": 0.1, "size": 64, "scene_size": 64, "proposals": 6}
     few = {"scenes": 24, "scene_classes": 4, "ways": 2, "shots": 2, "queries": 1, "batch": 2, "test_shots": 2}
     return Config(
         recipe="detection",
@@ -112,8 +112,8 @@ def test_the_command_line_runs_it_and_tests_it_again(
     monkeypatch.setenv("FMETA_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "run"
     options = (
-        "--detector mobilenet --channels 4 --hidden 8 --width 0.1 --size 64 --scene-size 64 --proposals 6 --scenes 16 "
-        "--scene-classes 3 --ways 2 --shots 1 --queries 1 --batch 2 --test-shots 1 --base-steps 2 --inner-steps 1 "
+        "--detector mobilenet --channels 4 --head-width 8 --width 0.1 --size 64 --scene-size 64 --proposals 6 "
+        "--scenes 16 --scene-classes 3 --ways 2 --shots 1 --queries 1 --batch 2 --test-shots 1 --base-steps 2 --inner-steps 1 "
         "--test-steps 1 --tasks 1 --outer-steps 1 --val-tasks 1 --test-tasks 2 --algorithm anil --device cpu"
     )
     assert cli.main(["train", "detection", *options.split(), "--out", str(out)]) == 0, capsys.readouterr().err

@@ -167,13 +167,9 @@ def box_pool(
     marked = [_checked(call, one, names, repair) for one in marked]
     if not marked:
         raise ValueError(f"{call}: there must be pictures, got none. Check the annotations.")
-    ratios = torch.tensor([size / max(one.width, one.height) for one in marked])
-    sizes = torch.tensor(
-        [
-            [max(1, round(side * size / max(one.width, one.height))) for side in (one.height, one.width)]
-            for one in marked
-        ]
-    )
+    sides = torch.tensor([(one.height, one.width) for one in marked])
+    ratios = size / sides.amax(1)
+    sizes = (sides * ratios[:, None]).round().long().clamp_min(1)
     height, width = (-(-side // STRIDE) * STRIDE for side in sizes.amax(0).tolist())
     most = max(1, *(len(one.boxes) for one in marked))
     pixels = torch.zeros(len(marked), 3, height, width, dtype=torch.uint8)

@@ -33,16 +33,16 @@ class DetectionTask:
     """Boxes of a picture that are classified."""
     channels: int = 96
     """Of mobilenet's feature pyramid."""
-    hidden: int = 256
-    """Width of mobilenet's box head."""
+    head_width: int = 256
+    """Features of mobilenet's box head."""
     width: float = 1.0
     """Factor of mobilenet's channels."""
     scenes: int = 600
     """Generated scenes to learn from."""
     scene_classes: int = 60
-    """Their classes."""
+    """Classes of the generated scenes."""
     scene_size: int = 256
-    """Their height and width, a multiple of 32."""
+    """Height and width of the generated scenes, a multiple of 32."""
     base_steps: int = 600
     """Ordinary training steps before meta-training, on all classes together; 0 for none."""
     base_lr: float = 1e-3

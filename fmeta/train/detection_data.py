@@ -43,8 +43,8 @@ def make_module(task: DetectionTask) -> GeneralizedRCNN:
 
 def make_mobilenet(task: DetectionTask, classes: int, weights: Path | None) -> GeneralizedRCNN:
     """The small detector of a config."""
-    sizes = {name: getattr(task, name) for name in ("channels", "hidden", "size", "proposals", "width")}
-    return mobilenet_detector(classes, weights=weights, **sizes)
+    sizes = {name: getattr(task, name) for name in ("channels", "size", "proposals", "width")}
+    return mobilenet_detector(classes, weights=weights, hidden=task.head_width, **sizes)
 
 
 def built(task: DetectionTask, weights: Mapping[str, Tensor]) -> GeneralizedRCNN:

@@ -33,7 +33,8 @@ AT_LEAST = {
     **dict.fromkeys(["val_interval", "test_steps", "inner_steps", "seed", "base_steps"], 0),
     **dict.fromkeys(["patience", "baseline_steps", "threads", "channels", "context"], 1),
     **dict.fromkeys(["ways", "shots", "queries", "test_shots", "test_queries"], 1),
-    **dict.fromkeys(["train_ways", "train_shots", "size", "batch", "proposals", "hidden", "scenes"], 1),
+    **dict.fromkeys(["train_ways", "train_shots", "size", "batch", "proposals", "head_width"], 1),
+    **dict.fromkeys(["scenes", "scene_classes", "scene_size"], 1),
     **dict.fromkeys(["test_tasks"], 2),
 }
 ABOVE_ZERO = ("inner_lr", "outer_lr", "minutes", "strength", "base_lr", "width")
@@ -68,7 +69,7 @@ def check(config: Config[Any]) -> None:
         if name in ABOVE_ZERO and not value > 0:
             raise ValueError(f"train: {flag(name)} must be above 0, got {value}.")
     train_ways = getattr(config.task, "train_ways", None)
-    if train_ways not in (None, config.task.ways) and config.inner.algorithm not in STEPLESS:
+    if train_ways is not None and train_ways != config.task.ways and config.inner.algorithm not in STEPLESS:
         raise ValueError(
             f"train: --train-ways may differ from --ways for {', '.join(STEPLESS)}, got "
             f"{config.inner.algorithm}, whose model has one output a class. Leave it out."
