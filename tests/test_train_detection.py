@@ -113,8 +113,9 @@ def test_the_command_line_runs_it_and_tests_it_again(
     out = tmp_path / "run"
     options = (
         "--detector mobilenet --channels 4 --head-width 8 --width 0.1 --size 64 --scene-size 64 --proposals 6 "
-        "--scenes 16 --scene-classes 3 --ways 2 --shots 1 --queries 1 --batch 2 --test-shots 1 --base-steps 2 --inner-steps 1 "
-        "--test-steps 1 --tasks 1 --outer-steps 1 --val-tasks 1 --test-tasks 2 --algorithm anil --device cpu"
+        "--scenes 16 --scene-classes 3 --ways 2 --shots 1 --queries 1 --batch 2 --test-shots 1 --base-steps 2 "
+        "--inner-steps 1 --test-steps 1 --tasks 1 --outer-steps 1 --val-tasks 1 --test-tasks 2 --algorithm anil "
+        "--device cpu"
     )
     assert cli.main(["train", "detection", *options.split(), "--out", str(out)]) == 0, capsys.readouterr().err
     first = (out / "results.json").read_text()
@@ -129,6 +130,7 @@ def test_a_detector_is_adapted_to_new_pictures(trained: Path, tmp_path: Path) ->
     (tmp_path / "coco.json").write_text(json.dumps(as_coco(folder)))
     facts = adapt_detector(trained, tmp_path / "coco.json", folder / "images", tmp_path / "out", steps=6)
     assert facts == json.loads((tmp_path / "out" / "adapted.json").read_text())
+    assert (tmp_path / "out" / "adapted.png").read_bytes().startswith(b"\x89PNG")
     assert facts["classes"] == ["a", "b"] and facts["loss"][1] < facts["loss"][0]
     weights, _ = checkpoint.read(tmp_path / "out" / "detector.safetensors")
     # An ordinary detector of torchvision's, of two classes.
@@ -140,6 +142,22 @@ def test_a_detector_is_adapted_to_new_pictures(trained: Path, tmp_path: Path) ->
     (tmp_path / "coco.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="every class needs a box, got none of 'c'"):
         adapt_detector(trained, tmp_path / "coco.json", folder / "images", tmp_path / "out")
+
+
+def test_a_run_is_not_taken_for_one_of_another_recipe(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["compare", str(trained), str(trained)]) == 1
+    assert "load: detection has runs of its own kind" in capsys.readouterr().err
+
+
+def test_one_process_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
+    with pytest.raises(ValueError, match="train: detection runs in one process, got 2"):
+        train(tiny_config(tmp_path / "run"), "")
 
 
 def test_runs_that_do_not_fit(trained: Path, tmp_path: Path) -> None:

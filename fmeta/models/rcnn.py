@@ -24,14 +24,14 @@ LEVELS = {"6": "0", "13": "1", "17": "2"}
 def faster_rcnn(
     name: str = "fasterrcnn_mobilenet_v3_large_320_fpn",
     *,
-    weights: Literal["coco"] | None = "coco",
+    weights: Literal["default"] | None = "default",
     **options: Any,
 ) -> FasterRCNN:
     """One of torchvision's detectors, in eval mode.
 
     Args:
         name: ``fasterrcnn_...`` as torchvision lists it.
-        weights: ``"coco"``, which torchvision downloads at the first call, or None for random ones.
+        weights: ``"default"``, those of COCO, which torchvision downloads at the first call, or None for random ones.
         options: passed on to torchvision.
 
     Raises:
@@ -40,7 +40,7 @@ def faster_rcnn(
     known = [found for found in torchvision.models.list_models() if found.startswith("fasterrcnn")]
     if name not in known:
         raise ValueError(f"faster_rcnn: name must be one of {', '.join(known)}, got {name!r}.")
-    given: dict[str, Any] = {"weights": "DEFAULT"} if weights == "coco" else {"weights_backbone": None}
+    given: dict[str, Any] = {"weights": "DEFAULT"} if weights == "default" else {"weights_backbone": None}
     try:
         return torchvision.models.get_model(name, **given, **options).eval()
     except OSError as error:

@@ -25,7 +25,7 @@ from fmeta.models.detector import Detector, merged_detector, split_detector
 from fmeta.models.new_classes import object_detector
 from fmeta.tasks.detection import batch_of, rounds
 from fmeta.tasks.seeding import generator
-from fmeta.train import checkpoint, folder
+from fmeta.train import checkpoint, detection_plots, folder
 from fmeta.train.config import Config
 from fmeta.train.detection_data import built
 from fmeta.types import Adapted, Algorithm, Batch, InnerLoop, Params, Tree
@@ -33,6 +33,8 @@ from fmeta.types import Adapted, Algorithm, Batch, InnerLoop, Params, Tree
 BASE = "base.safetensors"
 CHUNK = 8
 """Pictures that are looked at together in prediction."""
+SHOWN = 4
+"""Pictures that are drawn."""
 LAST_LAYER = "roi_heads.box_predictor"
 
 
@@ -165,7 +167,7 @@ def adapt_detector(
         annotations: a json in COCO's format.
         images: the folder, or zip, of the pictures.
         out: folder of ``detector.safetensors``, torchvision's names and one row of scores for each class after the
-            background's, and of ``adapted.json``.
+            background's, of ``adapted.json``, and of a picture of what it finds before and after.
         steps: steps of adaptation; the config's ``test_steps`` if not given.
         repair: as in ``coco_boxes``.
         say: told what goes on.
@@ -186,7 +188,8 @@ def adapt_detector(
         )
     say(f"adapting to {len(seen)} pictures of {', '.join(pool.names)}: {steps} steps")
     support = support_of(source, torch.arange(1, len(pool.names) + 1), seen, steps, config.task.batch)
-    adapted = adapt_heads(learned.algorithm, learned.meta, support, steps)
+    reached = adapted_at(learned.algorithm, learned.meta, support, [0, steps])
+    adapted = reached[steps]
     module = merged_detector(learned.detector, {**learned.meta["params"], **adapted.params})
     path = Path(out)
     path.mkdir(parents=True, exist_ok=True)
@@ -198,6 +201,14 @@ def adapt_detector(
         "loss": [round(loss, 4) for loss in adapted.losses[[0, -1]].tolist()] if steps else [],
     }
     checkpoint.save(path / "detector.safetensors", dict(module.state_dict()), facts)
+    rows = seen[:SHOWN]
+    looks = {
+        f"after {count} steps": predictions(learned.algorithm, learned.meta, one, source, rows)
+        for count, one in reached.items()
+    }
+    shown = pool.rows(rows)
+    truth = {"boxes": shown.boxes, "labels": shown.labels}
+    detection_plots.draw(path / "adapted.png", shown, truth, looks, pool.names, SHOWN)
     (path / "adapted.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return facts
 

@@ -16,7 +16,7 @@ import fmeta
 from fmeta.data.boxes import BoxPool, box_folder
 from fmeta.data.featured import Featured
 from fmeta.models.detector import merged_detector, split_detector
-from fmeta.parallel import ALONE
+from fmeta.parallel import ALONE, launched
 from fmeta.tasks.detection import batch_of, detection, draw
 from fmeta.tasks.seeding import generator
 from fmeta.train import checkpoint, detection_plots, folder
@@ -75,6 +75,10 @@ def train(config: Config[DetectionTask], command: str) -> int:
     """
     check(config)
     load()
+    if launched().size > 1:
+        raise ValueError(
+            f"train: detection runs in one process, got {launched().size}. Start it without torchrun."
+        )
     if config.machine.threads:
         torch.set_num_threads(config.machine.threads)
     if pick_device(config.machine.device).type != "cpu":
