@@ -75,13 +75,15 @@ class Options:
     """One of the sets; both if not given."""
     summary: Path | None = None
     """Write the results of all sets there, and do nothing else."""
-    base_seconds: float = 200.0
+    base_seconds: float = 150.0
     """Seconds of one core for the base."""
-    more_seconds: float = 240.0
+    more_seconds: float = 170.0
     """Seconds of one core for meta-training, and for going on with ordinary training."""
     scenes: int = 500
     draws: int = 5
     shots: tuple[int, ...] = (5, 10)
+    tuning_shots: tuple[int, ...] = (10,)
+    """Pictures a class of the validation draws, one draw each."""
     steps: tuple[int, ...] = (40, 100)
     """Steps of adaptation to choose from."""
     rates: tuple[float, ...] = (0.003, 0.01, 0.03)
@@ -274,7 +276,7 @@ def measured(
     options: Options, learned: Learned, how: str, rate: float, at: list[int],
     shown: Featured, asked: Featured, kinds: Tensor, shots: int, seed: int,
 ) -> tuple[dict[int, float], list[dict[str, Tensor]], float]:  # fmt: skip
-    """AP50 after some numbers of steps, the last predictions, and seconds of adaptation."""
+    """AP50 after some numbers of steps, the last predictions, and seconds of one core for adaptation."""
     random = generator(5 + seed, shots)
     rows, _ = draw(shown.pool.holds(), kinds, shots, 0, random)
     algorithm, meta = start_of(learned, how, rate, len(kinds), seed)
@@ -282,9 +284,9 @@ def measured(
     y = batch_of(asked, kinds, query).y
     found, looks = {}, []
     support = support_of(shown, kinds, rows, max(at), options.batch, seed)
-    began = time.monotonic()
+    began = time.process_time()
     reached = adapted_at(algorithm, meta, support, at)
-    seconds = time.monotonic() - began
+    seconds = time.process_time() - began
     for steps, adapted in reached.items():
         finite = all(bool(torch.isfinite(leaf).all()) for leaf in tree.leaves(adapted.params))
         looks = predictions(algorithm, meta, adapted, asked, query) if finite else []
@@ -302,7 +304,7 @@ def settings(options: Options, name: str, folder: Path, pools: Pools, learned: L
             if key in grid:
                 continue
             scores: dict[str, list[float]] = {str(steps): [] for steps in options.steps}
-            for index, shots in enumerate(options.shots):
+            for index, shots in enumerate(options.tuning_shots):
                 kinds = kinds_of(name, pools.tuning.pool, index)
                 found, _, _ = measured(
                     options, learned, how, rate, list(options.steps), pools.tuning, pools.val, kinds, shots,
