@@ -97,16 +97,16 @@ def test_help_of_a_recipe_explains_every_option(recipe: str, capsys: pytest.Capt
         ),
         (
             "train sinusiod",
-            "there is no recipe 'sinusiod', only sinusoid, glyphs, omniglot, images. Did you mean sinusoid?",
+            "there is no recipe 'sinusiod', only sinusoid, glyphs, omniglot, images, detection. Did you mean sinusoid?",
         ),
         (
             "train xyz",
-            "there is no recipe 'xyz', only sinusoid, glyphs, omniglot, images. `fmeta --help` says more.",
+            "there is no recipe 'xyz', only sinusoid, glyphs, omniglot, images, detection. `fmeta --help` says more.",
         ),
         ("train sinusoid --inner-step 3", "Perhaps you meant: --inner-steps INT"),
         ("train sinusoid --algorithm maaml", "invalid choice 'maaml' for argument '--algorithm'"),
         ("train sinusoid --tasks many", "invalid literal for int() with base 10: 'many'"),
-        ("train", "Expected one of {sinusoid, glyphs, omniglot, images}"),
+        ("train", "Expected one of {sinusoid, glyphs, omniglot, images, detection}"),
         ("", "Expected one of {train, eval, compare, export, list}"),
     ],
 )

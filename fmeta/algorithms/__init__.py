@@ -3,6 +3,7 @@
 from fmeta.algorithms.anil import anil
 from fmeta.algorithms.boil import boil
 from fmeta.algorithms.cavia import cavia
+from fmeta.algorithms.few_shot_detection import few_shot_detection
 from fmeta.algorithms.imaml import imaml
 from fmeta.algorithms.lrd2 import lrd2
 from fmeta.algorithms.maml import maml
@@ -22,6 +23,7 @@ __all__ = [
     "anil",
     "boil",
     "cavia",
+    "few_shot_detection",
     "imaml",
     "lrd2",
     "maml",

@@ -1,8 +1,28 @@
-"""Networks of the few-shot literature, as plain modules without running statistics; torchvision's with weights."""
+"""Networks of the few-shot literature, plain modules without running statistics; torchvision's with their weights."""
+
+import importlib
+from typing import Any
 
 from fmeta.models.backbones import backbone, head_name
 from fmeta.models.conv4 import conv4
 from fmeta.models.mlp import mlp
+from fmeta.models.new_classes import object_detector
 from fmeta.models.resnet12 import resnet12
 
-__all__ = ("backbone", "conv4", "head_name", "mlp", "resnet12")
+__all__ = ("backbone", "conv4", "head_name", "mlp", "object_detector", "resnet12")
+
+LATE = {
+    "detection": "detecting",
+    "faster_rcnn": "rcnn",
+    "merged_detector": "detector",
+    "mobilenet_detector": "rcnn",
+    "split_detector": "detector",
+}
+"""Functions of modules that need torchvision, which takes seconds to import: at their first use."""
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torchvision."""
+    if name not in LATE:
+        raise AttributeError(f"fmeta.models: there is no {name!r}.")
+    return getattr(importlib.import_module(f"fmeta.models.{LATE[name]}"), name)

@@ -1,5 +1,6 @@
 """Samplers of tasks: pure functions of ``(seed, step)``, so resuming a run needs no sampler state."""
 
+from fmeta.tasks.detection import detection
 from fmeta.tasks.few_shot import few_shot
 from fmeta.tasks.fixed import fixed
 from fmeta.tasks.regression import regression
@@ -9,6 +10,7 @@ from fmeta.tasks.umtra import umtra
 from fmeta.tasks.variable import variable_few_shot
 
 __all__ = (
+    "detection",
     "few_shot",
     "fixed",
     "regression",

@@ -28,7 +28,7 @@ ABOUT = """Meta-learning: train a recipe, then look into its run folder.
 
 Exit codes: 0 done; 1 an error, said in one line (--debug shows where it came from); 2 a wrong command line;
 130 stopped by Ctrl-C."""
-STATED = (ValueError, TypeError, NotImplementedError, RuntimeError, OSError)
+STATED = (ValueError, TypeError, NotImplementedError, RuntimeError, OSError, ImportError)
 """What is shown as one line. Anything else is a bug of fmeta, and shown whole."""
 
 

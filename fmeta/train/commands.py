@@ -40,6 +40,10 @@ def train(config: Config[Any], command: str) -> int:
         ValueError: for options out of range, a folder that holds a run already, a run that cannot be
             resumed, and after too many steps that were not finite.
     """
+    if config.recipe == "detection":
+        from fmeta.train import detection  # torchvision takes seconds to import
+
+        return detection.train(config, command)
     with processes() as together:
         together.once(lambda: check_start(config))
         use_threads(config.machine)
@@ -96,6 +100,10 @@ def evaluate(
     threads: int | None = None,
 ) -> int:
     """Test a run again; returns the exit code. What is None stays as the run's config says."""
+    if folder.read_config(path).recipe == "detection":
+        from fmeta.train import detection  # torchvision takes seconds to import
+
+        return detection.report(path, command, checkpoint)
     with processes() as together:
         config = together.once(lambda: folder.read_config(path))
         asked: dict[str, Any] = {"device": device, "compile": compile, "threads": threads}

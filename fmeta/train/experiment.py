@@ -48,6 +48,11 @@ def build(config: Config[Any], processes: Processes = ALONE) -> Experiment:
         ValueError: for options out of range, an unknown device, or a data set that is not there.
     """
     check(config)
+    if config.recipe == "detection":
+        raise ValueError(
+            "load: detection has runs of its own kind, got one where a run of another recipe was expected. Use "
+            "fmeta.train.detecting.load_detector(folder)."
+        )
     device = pick_device(config.machine.device, processes)
     family = make_family(config, device)
     torch.manual_seed(config.outer.seed)

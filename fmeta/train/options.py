@@ -16,6 +16,7 @@ FREE_ON_RESUME = frozenset(
         "resume",
         "root",
         "index",
+        "test",
         "download",
         "target",
         "patience",
@@ -29,13 +30,14 @@ FREE_ON_RESUME = frozenset(
 
 AT_LEAST = {
     **dict.fromkeys(["outer_steps", "log_interval", "val_tasks", "max_bad_steps", "tasks"], 1),
-    **dict.fromkeys(["val_interval", "test_steps", "inner_steps", "seed"], 0),
+    **dict.fromkeys(["val_interval", "test_steps", "inner_steps", "seed", "base_steps"], 0),
     **dict.fromkeys(["patience", "baseline_steps", "threads", "channels", "context", "stop_patience"], 1),
     **dict.fromkeys(["ways", "shots", "queries", "test_shots", "test_queries"], 1),
-    **dict.fromkeys(["train_ways", "train_shots", "size"], 1),
+    **dict.fromkeys(["train_ways", "train_shots", "size", "batch", "proposals", "head_width"], 1),
+    **dict.fromkeys(["scenes", "scene_classes", "scene_size"], 1),
     **dict.fromkeys(["test_tasks"], 2),
 }
-ABOVE_ZERO = ("inner_lr", "outer_lr", "minutes", "strength")
+ABOVE_ZERO = ("inner_lr", "outer_lr", "minutes", "strength", "base_lr", "width")
 MAX_SEED = 1_000_000
 
 
@@ -104,7 +106,7 @@ def from_json(default: Any, saved: Mapping[str, Any], source: str) -> Any:
 def _restored(default: Any, name: str, value: Any, source: str) -> Any:
     if is_dataclass(default):
         return from_json(default, value, source)
-    if name in ("out", "root", "index"):
+    if name in ("out", "root", "index", "backbone_weights"):
         return None if value is None else Path(value)
     return tuple(value) if isinstance(value, list) else value
 

@@ -16,6 +16,7 @@ from fmeta.train.config import (
     Report,
     SinusoidTask,
 )
+from fmeta.train.detection_config import DetectionTask
 
 
 def sinusoid() -> Config[SinusoidTask]:
@@ -89,9 +90,27 @@ def images() -> Config[ImagesTask]:
     )
 
 
+def detection() -> Config[DetectionTask]:
+    """Find new kinds of objects from a few pictures with boxes; needs pycocotools, or pip install 'fmeta[detection]'.
+
+    `fmeta train detection --data FOLDER[,FOLDER] --backbone-weights FILE`. Faster R-CNN whose backbone is frozen: a
+    base is trained on generated scenes (characters on plates and textures) and your folders, then its heads are
+    meta-learned by first-order MAML on tasks of a few classes, and adapt to those of a new data set in a minute.
+    --algorithm is fomaml, maml, anil (the last layer adapts) or reptile.
+    """
+    return Config(
+        recipe="detection",
+        task=DetectionTask(),
+        inner=Inner(algorithm="fomaml", inner_lr=0.01, inner_steps=4, test_steps=100),
+        outer=Outer(tasks=2, outer_steps=200, outer_lr=3e-4),
+        report=Report(log_interval=10, val_interval=50, val_tasks=8, test_tasks=4, baselines=False),
+    )
+
+
 RECIPES: dict[str, Callable[[], Config[Any]]] = {
     "sinusoid": sinusoid,
     "glyphs": glyphs,
     "omniglot": omniglot,
     "images": images,
+    "detection": detection,
 }
