@@ -6,7 +6,10 @@ from fmeta.data.folder import image_folder
 from fmeta.data.glyphs import glyphs
 from fmeta.data.omniglot import omniglot
 from fmeta.data.pool import Pool, Pools, class_pool
+from fmeta.data.prepared import prepared_pool
 from fmeta.data.tensors import from_tensors
+from fmeta.data.text import text_csv
+from fmeta.data.tokens import load_tokenizer
 from fmeta.data.warp import random_affine
 
 __all__ = (
@@ -20,6 +23,9 @@ __all__ = (
     "from_tensors",
     "glyphs",
     "image_folder",
+    "load_tokenizer",
     "omniglot",
+    "prepared_pool",
     "random_affine",
+    "text_csv",
 )

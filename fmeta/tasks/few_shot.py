@@ -8,11 +8,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from fmeta import tree
 from fmeta.data.pool import Pool
 from fmeta.data.warp import quarter_turns, random_affine
 from fmeta.tasks.checks import check_counts
 from fmeta.tasks.seeding import generator
-from fmeta.types import Batch, Sampler, Task
+from fmeta.types import Batch, Sampler, Task, Tree
 
 CALL = "few_shot"
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -48,8 +49,8 @@ def few_shot(
 
     Returns:
         ``(seed, step) -> Task``: ``support.x`` is ``[task, ways * shots, *feature]``, uint8 scaled to float32
-        in 0 .. 1, and ``support.y`` is ``[task, ways * shots]`` int64 in ``0 .. ways - 1``; the query
-        likewise with ``queries``.
+        in 0 .. 1 (each leaf likewise where the pool has several), and ``support.y`` is ``[task, ways * shots]``
+        int64 in ``0 .. ways - 1``; the query likewise with ``queries``.
 
     Raises:
         ValueError: a pool without classes, more ways than classes, a class with fewer than
@@ -68,7 +69,7 @@ def few_shot(
     check_counts(CALL, ways=ways, shots=shots, queries=queries, tasks=tasks)
     rotations, changes = parse(CALL, augment)
     _check_pool(pool, ways, shots + queries, rotations, bool(changes))
-    pool = pool.to(pool.x.device if device is None else device)
+    pool = pool.to(pool.device if device is None else device)
 
     def sample(seed: int, step: int) -> Task:
         random = generator(seed, step)
@@ -80,9 +81,10 @@ def few_shot(
         x = _gather(pool.x, rows.flatten(), turns.flatten() if rotations else None)
         for change in changes:
             x = changed(CALL, change, x, random)
-        x, y = x.unflatten(0, rows.shape), labels.to(x.device)
+        found = (tree.map(lambda leaf: leaf.unflatten(0, rows.shape), x), labels.to(pool.device))
         cut = ways * shots
-        return Task(Batch(x[:, :cut], y[:, :cut]), Batch(x[:, cut:], y[:, cut:]))
+        part = lambda rows: Batch(*tree.map(lambda leaf: leaf[:, rows], found))  # noqa: E731
+        return Task(part(slice(None, cut)), part(slice(cut, None)))
 
     return sample
 
@@ -112,11 +114,11 @@ def _shuffle(random: torch.Generator, *parts: Tensor) -> list[Tensor]:
     return [part.gather(1, order) for part in flat]
 
 
-def _gather(x: Tensor, rows: Tensor, turns: Tensor | None) -> Tensor:
-    examples = x[rows.to(x.device)]
+def _gather(x: Tree, rows: Tensor, turns: Tensor | None) -> Tree:
+    examples = tree.map(lambda leaf: leaf[rows.to(leaf.device)], x)
     if turns is not None:
         examples = quarter_turns(examples, turns)
-    return floats(examples)
+    return tree.map(floats, examples)
 
 
 def floats(x: Tensor) -> Tensor:
@@ -174,10 +176,9 @@ def _check_pool(pool: Pool, ways: int, examples: int, rotations: bool, changes: 
             f"{CALL}: every class needs shots + queries = {examples} examples, but {pool.names[smallest]!r} "
             f"has {int(pool.counts[smallest])}. Lower shots or queries, or leave the class out."
         )
-    if (rotations or changes) and pool.x.ndim != 4:
-        raise ValueError(
-            f"{CALL}: augment needs images [n, C, H, W], got x of shape {list(pool.x.shape)}. Drop augment."
-        )
+    if (rotations or changes) and not (isinstance(pool.x, Tensor) and pool.x.ndim == 4):
+        got = f"x of shape {list(pool.x.shape)}" if isinstance(pool.x, Tensor) else f"x of {list(pool.x)}"
+        raise ValueError(f"{CALL}: augment needs images [n, C, H, W], got {got}. Drop augment.")
     if rotations and pool.x.shape[-1] != pool.x.shape[-2]:
         raise ValueError(
             f"{CALL}: rotations need square images, got {list(pool.x.shape[-2:])}. "

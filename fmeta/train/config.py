@@ -128,6 +128,8 @@ class Inner:
     inner_optimizer: Literal["sgd", "adam"] = "sgd"
     """Who takes the inner steps: gradient descent, or Adam without momentum, as Reptile's experiments have it.
     maml, fomaml, anil, boil, reptile, imaml and protomaml read it."""
+    first_order: bool = False
+    """Take inner gradients as constants in the meta-gradient. metasgd, mamlpp and protomaml read it."""
     inner_steps: int = 1
     """Gradient steps while meta-training."""
     test_steps: int = 10

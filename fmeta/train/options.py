@@ -16,6 +16,8 @@ FREE_ON_RESUME = frozenset(
         "resume",
         "root",
         "index",
+        "data",
+        "splits",
         "download",
         "target",
         "patience",
@@ -32,7 +34,8 @@ AT_LEAST = {
     **dict.fromkeys(["val_interval", "test_steps", "inner_steps", "seed"], 0),
     **dict.fromkeys(["patience", "baseline_steps", "threads", "channels", "context"], 1),
     **dict.fromkeys(["ways", "shots", "queries", "test_shots", "test_queries"], 1),
-    **dict.fromkeys(["train_ways", "train_shots", "size"], 1),
+    **dict.fromkeys(["train_ways", "train_shots", "size", "layers", "rank"], 1),
+    **dict.fromkeys(["max_length"], 3),
     **dict.fromkeys(["test_tasks"], 2),
 }
 ABOVE_ZERO = ("inner_lr", "outer_lr", "minutes", "strength")
@@ -104,7 +107,7 @@ def from_json(default: Any, saved: Mapping[str, Any], source: str) -> Any:
 def _restored(default: Any, name: str, value: Any, source: str) -> Any:
     if is_dataclass(default):
         return from_json(default, value, source)
-    if name in ("out", "root", "index"):
+    if name in ("out", "root", "index", "data", "splits"):
         return None if value is None else Path(value)
     return tuple(value) if isinstance(value, list) else value
 
