@@ -182,7 +182,7 @@ def test_a_dict_needs_a_row_an_example() -> None:
     ):
         class_pool(x, torch.zeros(3, dtype=torch.int64), ("one",))
     with pytest.raises(
-        TypeError, match="class_pool: x must be a tensor of uint8 or floating numbers, or a dict"
+        TypeError, match="class_pool: x must be a tensor of uint8 or floating numbers, got dict"
     ):
         class_pool({"a": 1}, torch.zeros(3, dtype=torch.int64), ("one",))
 

@@ -32,6 +32,7 @@ from transformers import (
 import fmeta
 from fmeta import hub
 from fmeta.models import encoder, part
+from fmeta.models.encoder import additive
 from fmeta.types import Batch, Task
 
 SIZES: dict[str, Any] = {
@@ -119,22 +120,26 @@ class Odd(nn.Module):
 
 
 class Strange(nn.Module):
-    """A model that looks at token ids above its layers, or does not call all of them."""
+    """A model that does not call all of its layers, takes no embeddings, or does something else with them."""
 
-    def __init__(self, skips: bool) -> None:
+    def __init__(self, kind: str) -> None:
         super().__init__()
-        self.bert, self.skips = tiny_bert(), skips
+        self.bert, self.kind = tiny_bert(), kind
         self.config = self.bert.config
 
     def get_input_embeddings(self) -> nn.Module:
         return self.bert.get_input_embeddings()
 
     def forward(self, input_ids: Any = None, attention_mask: Any = None, inputs_embeds: Any = None) -> Any:
-        if self.skips:
-            x = self.bert.embeddings(input_ids=input_ids)
-            return type("Out", (), {"last_hidden_state": self.bert.encoder.layer[0](x, attention_mask)})
-        out = self.bert(input_ids=input_ids, attention_mask=attention_mask)
-        out.last_hidden_state = out.last_hidden_state + input_ids[..., None]
+        if self.kind == "skips":
+            mask = None
+            if attention_mask is not None:
+                mask = attention_mask if attention_mask.ndim == 4 else additive(attention_mask, torch.float32)
+            found = self.bert.encoder.layer[0](self.bert.embeddings(input_ids=input_ids), mask)
+            return type("Out", (), {"last_hidden_state": found})
+        given = {} if self.kind == "takes none" else {"inputs_embeds": inputs_embeds}
+        out = self.bert(input_ids=input_ids, attention_mask=attention_mask, **given)
+        out.last_hidden_state = out.last_hidden_state + (input_ids is None)
         return out
 
 
@@ -143,8 +148,13 @@ def test_a_model_of_another_kind_is_refused() -> None:
         NotImplementedError, match="encoder: Odd must take input_ids and attention_mask and return"
     ):
         encoder(Odd())
-    with pytest.raises(NotImplementedError, match="encoder: Strange cannot be parted at a layer"):
-        part(encoder(Strange(skips=False)), 1)
+    for kind, said in (
+        ("skips", "must call its layers in turn"),
+        ("takes none", "cannot be parted at a layer .*You must specify"),
+        ("differs", "cannot be parted at a layer: the parts compute something else"),
+    ):
+        with pytest.raises(NotImplementedError, match=f"encoder: Strange .*{said}"):
+            part(encoder(Strange(kind)), 1)
 
 
 def lora_problem() -> tuple[nn.Module, dict[str, Tensor], Any, Task]:

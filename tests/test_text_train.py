@@ -32,7 +32,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_csv(tmp_path_factory.mktemp("data") / "data.csv", sentences(20, 10))
 
 
-def tiny(out: Path, data: Path, folder: Path, algorithm: Any = "protonet", **task: Any) -> Config[Any]:
+def tiny(out: Path, data: Path | None, folder: Path, algorithm: Any = "protonet", **task: Any) -> Config[Any]:
     config = RECIPES["text"]()
     given: dict[str, Any] = {
         "data": data, "model": str(folder), "ways": 3, "queries": 3, "train_ways": None, "layers": 1, "rank": 2,
@@ -75,7 +75,7 @@ def test_from_the_command_line_to_predictions(
     assert main(["adapt", run, "--support", str(support), "--query", str(query), "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert "3 labels from 9 sentences; 12 predictions" in said and "accuracy " in said
-    rows = list(csv.DictReader(out.open(encoding="utf-8")))
+    rows = list(csv.DictReader(out.read_text(encoding="utf-8").splitlines()))
     assert len(rows) == 12 and list(rows[0])[:4] == ["text", "predicted", "probability", "p(intent 0)"]
     for row in rows:
         shares = {name[2:-1]: float(p) for name, p in row.items() if name.startswith("p(")}
@@ -171,7 +171,7 @@ def test_the_model_may_have_moved(tmp_path: Path, data: Path, folder: Path) -> N
 
 def test_what_cannot_be_trained_is_refused(tmp_path: Path, data: Path, folder: Path) -> None:
     with pytest.raises(ValueError, match=r"train: text needs a csv of text,label. Give it with --data FILE"):
-        build(tiny(tmp_path, data, folder, data=None))
+        build(tiny(tmp_path, None, folder))
     small = save_encoder(tmp_path / "small", tiny_bert(words=50))
     with pytest.raises(
         ValueError, match=r"train: the tokenizer of .* has 105 tokens, but its model knows 50"

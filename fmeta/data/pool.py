@@ -137,8 +137,8 @@ def _check_examples(x: Tree, y: Tensor, names: tuple[str, ...], call: str) -> No
     if not several and (not isinstance(x, Tensor) or not (x.dtype == torch.uint8 or x.is_floating_point())):
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(
-            f"{call}: x must be a tensor of uint8 or floating numbers, or a dict of tensors, got {got}. "
-            "Convert it, with x.float() for example."
+            f"{call}: x must be a tensor of uint8 or floating numbers, got {got}. "
+            "Convert it, with x.float() for example, or pass a dict of tensors."
         )
     if not isinstance(y, Tensor) or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         got = y.dtype if isinstance(y, Tensor) else type(y).__name__

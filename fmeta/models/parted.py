@@ -80,11 +80,15 @@ def lower_of(encoder: Encoder, first: nn.Module) -> Lower:
 def upper_of(encoder: Encoder, name: str, begin: int) -> Encoder:
     """A copy of an encoder that begins at a layer: what is below passes on what it is given."""
     below = [*layers_of(encoder.model)[1][:begin]]
-    words = next(n for n, m in encoder.model.named_modules() if m is encoder.model.get_input_embeddings())  # type: ignore[operator]
-    top = words.split(".")[0] if "." in words else words
-    kept = {id(m): None for m in (*below, getattr(encoder.model, top))}
+    words = encoder.model.get_input_embeddings()  # type: ignore[operator]
+    place = next(n for n, m in encoder.model.named_modules() if m is words)
+    around = place.rpartition(".")[0]
+    if around and not name.startswith(f"{around}."):
+        place = around  # all embeddings: of positions too
+    kept = {id(m): None for m in (*below, encoder.model.get_submodule(place))}
     upper = copy.deepcopy(encoder, dict(kept))
-    setattr(upper.model, top, Given())
+    above, _, last = place.rpartition(".")
+    setattr(upper.model.get_submodule(above), last, Given())
     found = upper.model.get_submodule(name)
     returns = returns_tuples(encoder.model)
     for i in range(begin):
@@ -114,7 +118,7 @@ def check_parts(encoder: Encoder, lower: Lower, upper: Encoder) -> None:
         whole = encoder(**x)
         try:
             parted = upper(**lower(x))
-        except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
+        except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, StopIteration) as error:
             raise NotImplementedError(
                 f"{CALL}: {name} cannot be parted at a layer ({error}). Learn all of it."
             ) from error
@@ -132,8 +136,9 @@ def device_of(module: nn.Module) -> torch.device:
 class Given(nn.Module):
     """In the place of embeddings: the hidden states that the upper part is given."""
 
-    def forward(self, *args: Any, inputs_embeds: Any = None, **kwargs: Any) -> Any:  # noqa: D102
-        return inputs_embeds
+    def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+        found = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.is_floating_point()]
+        return next(x for x in found if x.ndim == 3)
 
 
 class Skip(nn.Module):

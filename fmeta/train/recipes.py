@@ -93,16 +93,16 @@ def text() -> Config[TextTask]:
     """Your own sentences with labels: learn labels that training never saw from a few sentences each.
 
     `fmeta train text --data FILE.csv` with columns text and label. Labels are divided into training, validation and
-    test (or by a file, `--splits`). The last layers of a pre-trained encoder become a prototypical network
-    (arXiv 1703.05175) on training tasks of many labels; the layers below run once for all sentences. Afterwards
+    test (or by a file, `--splits`). A linear map behind a pre-trained encoder becomes a prototypical network
+    (arXiv 1703.05175) on training tasks of many labels; the encoder runs once for each sentence. Afterwards
     `fmeta adapt RUN --support FEW.csv --query NEW.csv` tells new labels apart.
     """
     return Config(
         recipe="text",
-        task=TextTask(train_ways=10),
+        task=TextTask(train_shots=2),
         inner=Inner(algorithm="protonet", inner_lr=0.1, inner_steps=5, test_steps=5),
-        outer=Outer(tasks=4, outer_steps=400, outer_lr=5e-5, schedule="cosine"),
-        report=Report(log_interval=20, val_interval=50, val_tasks=200, test_tasks=600, baselines=False),
+        outer=Outer(tasks=4, outer_steps=150, outer_lr=3e-4, schedule="cosine"),
+        report=Report(log_interval=10, val_interval=25, val_tasks=200, test_tasks=600, baselines=False),
         machine=Machine(compile="off"),  # every length of sentences would be compiled for itself
     )
 

