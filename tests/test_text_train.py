@@ -36,7 +36,8 @@ def tiny(out: Path, data: Path | None, folder: Path, algorithm: Any = "protonet"
     config = RECIPES["text"]()
     given: dict[str, Any] = {
         "data": data, "model": str(folder), "ways": 3, "queries": 3, "train_ways": None, "layers": 1, "rank": 2,
-        "max_length": LONGEST,
+        "learns": "last",
+        "max_length": LONGEST, "train_shots": None,
     }  # fmt: skip
     return replace(
         config,

@@ -128,9 +128,7 @@ def load_classifier(path: str | Path, name: str = "best", *, model: str | None =
 
     def family(config: Config[Any], device: torch.device) -> Family:
         found = model_parts(config.task, parts, algorithm)
-        return Family(
-            **found, **dict.fromkeys(("train", "val", "test", "pooled"), no_tasks), pooled_outputs=0
-        )
+        return Family(**found, train=no_tasks, val=no_tasks, test=no_tasks, pooled=no_tasks, pooled_outputs=0)
 
     @functools.cache
     def make(ways: int) -> tuple[Algorithm, Tree]:
