@@ -93,21 +93,21 @@ def test_help_of_a_recipe_explains_every_option(recipe: str, capsys: pytest.Capt
     [
         (
             "trian sinusoid",
-            "there is no command 'trian', only train, eval, compare, export, list. Did you mean train?",
+            "there is no command 'trian', only train, eval, compare, adapt, export, list. Did you mean train?",
         ),
         (
             "train sinusiod",
-            "there is no recipe 'sinusiod', only sinusoid, glyphs, omniglot, images, detection. Did you mean sinusoid?",
+            "only sinusoid, glyphs, omniglot, images, detection, text. Did you mean sinusoid?",
         ),
         (
             "train xyz",
-            "there is no recipe 'xyz', only sinusoid, glyphs, omniglot, images, detection. `fmeta --help` says more.",
+            "there is no recipe 'xyz', only sinusoid, glyphs, omniglot, images, detection, text. `fmeta",
         ),
         ("train sinusoid --inner-step 3", "Perhaps you meant: --inner-steps INT"),
         ("train sinusoid --algorithm maaml", "invalid choice 'maaml' for argument '--algorithm'"),
         ("train sinusoid --tasks many", "invalid literal for int() with base 10: 'many'"),
-        ("train", "Expected one of {sinusoid, glyphs, omniglot, images, detection}"),
-        ("", "Expected one of {train, eval, compare, export, list}"),
+        ("train", "Expected one of {sinusoid, glyphs, omniglot, images, detection, text}"),
+        ("", "Expected one of {train, eval, compare, adapt, export, list}"),
     ],
 )
 def test_wrong_command_lines_suggest_the_right_one(

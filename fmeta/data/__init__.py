@@ -12,8 +12,11 @@ from fmeta.data.glyphs import glyphs
 from fmeta.data.imagenet import mini_imagenet, tiered_imagenet
 from fmeta.data.omniglot import omniglot
 from fmeta.data.pool import Pool, Pools, class_pool
+from fmeta.data.prepared import prepared_pool
 from fmeta.data.scenes import scenes
 from fmeta.data.tensors import from_tensors
+from fmeta.data.text import text_csv
+from fmeta.data.tokens import load_tokenizer
 from fmeta.data.transforms import reproducible
 from fmeta.data.vision import cifar_fs, fc100, torchvision_pool
 from fmeta.data.warp import random_affine
@@ -38,8 +41,10 @@ __all__ = (
     "from_tensors",
     "glyphs",
     "image_folder",
+    "load_tokenizer",
     "mini_imagenet",
     "omniglot",
+    "prepared_pool",
     "random_affine",
     "random_crop",
     "random_flip",
@@ -47,6 +52,7 @@ __all__ = (
     "random_resized_crop",
     "reproducible",
     "scenes",
+    "text_csv",
     "tiered_imagenet",
     "torchvision_pool",
 )

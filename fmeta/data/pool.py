@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fmeta import tree
+from fmeta.types import Tree
+
 SPLITS = ("train", "val", "test")
 
 
@@ -16,7 +19,8 @@ class Pool:
     """All examples of the classes of one split. Build it with ``class_pool``.
 
     Attributes:
-        x: examples ``[n, *feature]``, uint8 or floating; images are uint8 ``[n, C, H, W]``.
+        x: examples ``[n, *feature]``, uint8 or floating; images are uint8 ``[n, C, H, W]``. Or a dict of tensors
+            with a row an example, token ids say.
         y: class of each example inside this split, ``[n]`` int64, ``0 .. classes - 1``.
         names: name of each class.
         rows: rows of ``x`` that belong to each class, ``[classes, largest]``, padded; always on the CPU,
@@ -24,20 +28,26 @@ class Pool:
         counts: number of examples of each class, ``[classes]``; always on the CPU.
     """
 
-    x: Tensor
+    x: Tree
     y: Tensor
     names: tuple[str, ...]
     rows: Tensor
     counts: Tensor
 
+    @property
+    def device(self) -> torch.device:
+        """Where the examples are."""
+        return tree.device(self.x)
+
     def to(self, device: torch.device | str | None) -> Pool:
         """The same pool with its examples on ``device``."""
-        return replace(self, x=self.x.to(device), y=self.y.to(device))
+        return replace(self, x=tree.map(lambda leaf: leaf.to(device), self.x), y=self.y.to(device))
 
     def __repr__(self) -> str:
         """Sizes, not contents."""
-        shape, kind = list(self.x.shape), str(self.x.dtype).removeprefix("torch.")
-        return f"Pool({len(self.names)} classes, x={kind}{shape}, device={self.x.device})"
+        kind = lambda leaf: f"{str(leaf.dtype).removeprefix('torch.')}{list(leaf.shape)}"  # noqa: E731
+        shown = ", ".join(f"{name or 'x'}={kind(leaf)}" for name, leaf in tree.paths(self.x))
+        return f"Pool({len(self.names)} classes, {shown}, device={self.device})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,11 +84,11 @@ class Pools:
         return Pools(self.train.to(device), self.val.to(device), self.test.to(device))
 
 
-def class_pool(x: Tensor, y: Tensor, names: tuple[str, ...]) -> Pool:
+def class_pool(x: Tree, y: Tensor, names: tuple[str, ...]) -> Pool:
     """Make the pool of one split and index its rows by class.
 
     Args:
-        x: examples ``[n, *feature]``, uint8 or floating.
+        x: examples ``[n, *feature]``, uint8 or floating, or a dict of tensors ``[n, ...]``.
         y: class of each, ``[n]`` integers in ``0 .. len(names) - 1``.
         names: one name a class, all different. No class at all is an empty split.
 
@@ -106,7 +116,7 @@ def class_pool(x: Tensor, y: Tensor, names: tuple[str, ...]) -> Pool:
 
 
 def split_pools(
-    x: Tensor,
+    x: Tree,
     y: Tensor,
     names: tuple[str, ...],
     split_of: Mapping[str, str],
@@ -117,7 +127,7 @@ def split_pools(
     """Divide examples of all classes into the three splits.
 
     Args:
-        x: examples ``[n, *feature]``.
+        x: examples ``[n, *feature]``, or a dict of tensors ``[n, ...]``.
         y: class of each, ``[n]``, an index into ``names``.
         names: names of all classes.
         split_of: ``"train"``, ``"val"`` or ``"test"`` for every name.
@@ -136,27 +146,30 @@ def split_pools(
         if mapped:
             rows = rows[labels[rows].argsort(stable=True)]
         together = mapped and len(rows) > 0 and bool((rows.diff() == 1).all())
-        part = x[int(rows[0]) : int(rows[-1]) + 1] if together else x[rows.to(x.device)]
-        return class_pool(part, labels[rows].to(x.device), tuple(names[c] for c in classes))
+        span = slice(int(rows[0]), int(rows[-1]) + 1) if together else rows
+        part = tree.map(lambda leaf: leaf[span if together else rows.to(leaf.device)], x)
+        return class_pool(part, labels[rows].to(tree.device(x)), tuple(names[c] for c in classes))
 
     return Pools(*[one(split) for split in SPLITS])
 
 
-def _check_examples(x: Tensor, y: Tensor, names: tuple[str, ...], call: str) -> None:
-    if not isinstance(x, Tensor) or not (x.dtype == torch.uint8 or x.is_floating_point()):
+def _check_examples(x: Tree, y: Tensor, names: tuple[str, ...], call: str) -> None:
+    several = isinstance(x, dict) and x and all(isinstance(leaf, Tensor) for leaf in x.values())
+    if not several and (not isinstance(x, Tensor) or not (x.dtype == torch.uint8 or x.is_floating_point())):
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(
             f"{call}: x must be a tensor of uint8 or floating numbers, got {got}. "
-            "Convert it, with x.float() for example."
+            "Convert it, with x.float() for example, or pass a dict of tensors."
         )
     if not isinstance(y, Tensor) or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         got = y.dtype if isinstance(y, Tensor) else type(y).__name__
         raise TypeError(f"{call}: y must be a tensor of integer classes, got {got}. Pass y.long().")
-    if x.ndim < 1 or y.shape != x.shape[:1]:
-        raise ValueError(
-            f"{call}: x and y must have one row an example, got x of shape {list(x.shape)} and y of "
-            f"shape {list(y.shape)}. Pass one class for each row of x."
-        )
+    for leaf in tree.leaves(x):
+        if leaf.ndim < 1 or y.shape != leaf.shape[:1]:
+            raise ValueError(
+                f"{call}: x and y must have one row an example, got x of shape {list(leaf.shape)} and y of "
+                f"shape {list(y.shape)}. Pass one class for each row of x."
+            )
     if len(set(names)) != len(names):
         twice = next(name for name in names if list(names).count(name) > 1)
         raise ValueError(f"{call}: names must differ, but {twice!r} occurs twice. Rename one of the classes.")

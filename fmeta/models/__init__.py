@@ -5,11 +5,26 @@ from typing import Any
 
 from fmeta.models.backbones import backbone, head_name
 from fmeta.models.conv4 import conv4
+from fmeta.models.encoder import Encoder, Projection, encoder, with_ways
 from fmeta.models.mlp import mlp
 from fmeta.models.new_classes import object_detector
+from fmeta.models.parted import layers_of, part
 from fmeta.models.resnet12 import resnet12
 
-__all__ = ("backbone", "conv4", "head_name", "mlp", "object_detector", "resnet12")
+__all__ = (
+    "Encoder",
+    "Projection",
+    "backbone",
+    "conv4",
+    "encoder",
+    "head_name",
+    "layers_of",
+    "mlp",
+    "object_detector",
+    "part",
+    "resnet12",
+    "with_ways",
+)
 
 LATE = {
     "detection": "detecting",

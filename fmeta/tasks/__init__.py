@@ -3,6 +3,7 @@
 from fmeta.tasks.detection import detection
 from fmeta.tasks.few_shot import few_shot
 from fmeta.tasks.fixed import fixed
+from fmeta.tasks.prepared import prepared, trimmed
 from fmeta.tasks.regression import regression
 from fmeta.tasks.sinusoid import sinusoid, sinusoid_waves
 from fmeta.tasks.through import through
@@ -13,10 +14,12 @@ __all__ = (
     "detection",
     "few_shot",
     "fixed",
+    "prepared",
     "regression",
     "sinusoid",
     "sinusoid_waves",
     "through",
+    "trimmed",
     "umtra",
     "variable_few_shot",
 )

@@ -95,10 +95,9 @@ def gathered(
 
 def check_images(call: str, pool: Pool, rotations: bool, changes: bool) -> None:
     """Augmentations need images, rotations square ones."""
-    if (rotations or changes) and pool.x.ndim != 4:
-        raise ValueError(
-            f"{call}: augment needs images [n, C, H, W], got x of shape {list(pool.x.shape)}. Drop augment."
-        )
+    if (rotations or changes) and not (isinstance(pool.x, Tensor) and pool.x.ndim == 4):
+        got = f"x of shape {list(pool.x.shape)}" if isinstance(pool.x, Tensor) else f"x of {list(pool.x)}"
+        raise ValueError(f"{call}: augment needs images [n, C, H, W], got {got}. Drop augment.")
     if rotations and pool.x.shape[-1] != pool.x.shape[-2]:
         raise ValueError(
             f"{call}: rotations need square images, got {list(pool.x.shape[-2:])}. "

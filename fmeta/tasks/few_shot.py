@@ -58,8 +58,8 @@ def few_shot(
 
     Returns:
         ``(seed, step) -> Task``: ``support.x`` is ``[task, ways * shots, *feature]``, uint8 scaled to float32
-        in 0 .. 1, and ``support.y`` is ``[task, ways * shots]`` int64 in ``0 .. ways - 1``; the query
-        likewise with ``queries``.
+        in 0 .. 1 (each leaf likewise where the pool has several), and ``support.y`` is ``[task, ways * shots]``
+        int64 in ``0 .. ways - 1``; the query likewise with ``queries``.
 
     Raises:
         ValueError: a pool without classes, more ways than classes, a class with fewer than

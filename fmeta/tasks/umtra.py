@@ -58,7 +58,7 @@ def umtra(
             f"{CALL}: augment must change single pictures, got {augment!r}. Use 'affine', or a function "
             "(x, generator) -> x."
         )
-    if not isinstance(pool, Pool) or pool.x.ndim != 4:
+    if not isinstance(pool, Pool) or getattr(pool.x, "ndim", 0) != 4:
         raise TypeError(
             f"{CALL}: pool must be a Pool of pictures [n, C, H, W]. Pass pools.train, for example."
         )

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import fmeta
 from fmeta.train.config import Inner
-from fmeta.types import Algorithm, LossFn, Transform
+from fmeta.types import Adjoint, Algorithm, LossFn, Transform
 
 
 class Given(NamedTuple):
@@ -24,6 +24,10 @@ class Given(NamedTuple):
         rate = self.inner.inner_lr
         return fmeta.sgd(rate) if self.inner.inner_optimizer == "sgd" else fmeta.adam(rate, b1=0.0)
 
+    def adjoint(self) -> Adjoint:
+        """What part of the inner loop is differentiated."""
+        return fmeta.first_order() if self.inner.first_order else fmeta.unroll()
+
 
 WEIGHTS: dict[str, Callable[[Given], Algorithm]] = {
     "maml": lambda g: fmeta.maml(g.loss, g.optimizer(), steps=g.inner.inner_steps, adapts=g.adapts),
@@ -38,9 +42,11 @@ WEIGHTS: dict[str, Callable[[Given], Algorithm]] = {
     "boil": lambda g: fmeta.boil(g.loss, g.optimizer(), steps=g.inner.inner_steps, keeps=["head", *norms(g)]),
     "reptile": lambda g: fmeta.reptile(g.loss, g.optimizer(), steps=g.inner.inner_steps),
     "metasgd": lambda g: fmeta.metasgd(
-        g.loss, steps=g.inner.inner_steps, lr=g.inner.inner_lr, adapts=g.adapts
+        g.loss, steps=g.inner.inner_steps, lr=g.inner.inner_lr, adapts=g.adapts, adjoint=g.adjoint()
     ),
-    "mamlpp": lambda g: fmeta.mamlpp(g.loss, steps=g.inner.inner_steps, lr=g.inner.inner_lr, adapts=g.adapts),
+    "mamlpp": lambda g: fmeta.mamlpp(
+        g.loss, steps=g.inner.inner_steps, lr=g.inner.inner_lr, adapts=g.adapts, adjoint=g.adjoint()
+    ),
     "metacurvature": lambda g: fmeta.metacurvature(
         g.loss, steps=g.inner.inner_steps, lr=g.inner.inner_lr, adapts=g.adapts
     ),
@@ -57,7 +63,12 @@ EMBEDDINGS: dict[str, Callable[[Given], Algorithm]] = {
     "lrd2": lambda g: fmeta.lrd2(g.apply, ways=g.outputs),
     "metaoptnet": lambda g: fmeta.metaoptnet(g.apply, ways=g.outputs),
     "protomaml": lambda g: fmeta.protomaml(
-        g.apply, g.optimizer(), steps=g.inner.inner_steps, ways=g.outputs, adapts=g.adapts
+        g.apply,
+        g.optimizer(),
+        steps=g.inner.inner_steps,
+        ways=g.outputs,
+        adapts=g.adapts,
+        adjoint=g.adjoint(),
     ),
 }
 """Those that classify by an embedding, and make a head of their own."""

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Union, cast
 import tyro
 
 from fmeta.parallel import Elsewhere, launched
+from fmeta.train.adapt_command import AdaptCommand
 from fmeta.train.config import Config, MaybeCompile, MaybeInt, MaybePath, MaybeStr
 from fmeta.train.export_command import ExportCommand, export_command
 from fmeta.train.recipes import RECIPES
@@ -120,9 +121,9 @@ def run(arguments: list[str]) -> int:
 
     line = shlex.join(["fmeta", *arguments])
     if isinstance(command, ListCommand):
-        if launched().rank:
-            return 0
-        return commands.show_list(Path("runs"))
+        return 0 if launched().rank else commands.show_list(Path("runs"))
+    if isinstance(command, AdaptCommand):
+        return command.carry_out()
     if isinstance(command, EvalCommand):
         return commands.evaluate(command.run, line, **options_of(command))
     if isinstance(command, ExportCommand):
@@ -147,6 +148,7 @@ def parse(arguments: list[str]) -> Any:
         "eval": (EvalCommand, described(EvalCommand)),
         "compare": (CompareCommand, described(CompareCommand)),
         "export": (ExportCommand, described(ExportCommand)),
+        "adapt": (AdaptCommand, described(AdaptCommand)),
         "list": (ListCommand, described(ListCommand)),
     }
     choices = [
@@ -201,7 +203,7 @@ def _split_value(argument: str, *names: str) -> list[str]:
 def unknown_word(arguments: list[str]) -> str:
     """What is wrong with the first words, with the nearest right one; empty if nothing is."""
     words = [argument for argument in arguments[:2] if not argument.startswith("-")]
-    expected = [("command", ["train", "eval", "compare", "export", "list"])]
+    expected = [("command", ["train", "eval", "compare", "adapt", "export", "list"])]
     if words[:1] == ["train"]:
         expected.append(("recipe", list(RECIPES)))
     for word, (kind, known) in zip(words, expected, strict=False):

@@ -20,6 +20,7 @@ from fmeta.train.recipes import RECIPES
 from fmeta.train.report import report
 from fmeta.train.run import divergence, run
 from fmeta.train.terminal import format_metric, format_seconds, say
+from fmeta.train.text_config import TextTask
 
 ENDED: dict[Reason, str] = {
     "steps": "All steps are done",
@@ -113,7 +114,8 @@ def evaluate(
         numbers = replace(
             config.report, baselines=baselines, test_tasks=test_tasks or config.report.test_tasks
         )
-        task = config.task if root is None else replace(config.task, root=root)
+        place = "data" if isinstance(config.task, TextTask) else "root"
+        task = config.task if root is None else replace(config.task, **{place: root})
         config = replace(config, report=numbers, machine=machine, task=task)
         use_threads(machine)
         experiment = build_together(config, together)

@@ -22,8 +22,9 @@ from fmeta.train.options import to_json
 from fmeta.train.report import steps_shown
 from fmeta.train.table import aligned, written
 from fmeta.train.terminal import say
+from fmeta.train.text_config import TextTask
 
-HELD = ("ways", "shots", "test_shots", "queries", "test_queries", "split")
+HELD = ("ways", "shots", "test_shots", "queries", "test_queries", "split", "fold", "model", "max_length")
 """Options of a task that test tasks depend on."""
 
 
@@ -101,7 +102,8 @@ def measured(
     path: Path, config: Config[Any], name: str, tasks: int, checkpoint: str, root: Path | None
 ) -> tuple[Curve, str]:
     """The scores of a run on its test tasks, and what they are."""
-    task = config.task if root is None else replace(config.task, root=root)
+    place = "data" if isinstance(config.task, TextTask) else "root"
+    task = config.task if root is None else replace(config.task, **{place: root})
     config = replace(config, task=task, report=replace(config.report, test_tasks=tasks))
     experiment = build(config)
     state, _, _ = folder.load(path, checkpoint, experiment)

@@ -88,8 +88,8 @@ class OmniglotTask(FewShotTask):
 class ImagesTask(FewShotTask):
     """A task is a few classes of your own pictures that training never saw: learn them from a few pictures each."""
 
-    root: MaybePath = None
-    """A folder, or a zip, with a folder of pictures for each class."""
+    root: Annotated[MaybePath, tyro.conf.arg(aliases=("--data",))] = None
+    """A folder, or a zip, with a folder of pictures for each class. --data says the same."""
     index: MaybePath = None
     """A csv of file,label,split, which says what is in it and which classes are train, val and test."""
     shares: tuple[float, float, float] = (0.64, 0.16, 0.2)
@@ -145,6 +145,8 @@ class Inner:
     inner_optimizer: Literal["sgd", "adam"] = "sgd"
     """Who takes the inner steps: gradient descent, or Adam without momentum, as Reptile's experiments have it.
     maml, fomaml, anil, boil, reptile, imaml and protomaml read it."""
+    first_order: bool = False
+    """Take inner gradients as constants in the meta-gradient. metasgd, mamlpp and protomaml read it."""
     inner_steps: int = 1
     """Gradient steps while meta-training."""
     test_steps: int = 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -37,12 +38,15 @@ class Experiment(NamedTuple):
     processes: Processes
 
 
-def build(config: Config[Any], processes: Processes = ALONE) -> Experiment:
+def build(
+    config: Config[Any], processes: Processes = ALONE, make: Callable[..., Family] = make_family
+) -> Experiment:
     """Build a run from its config; draws the initial weights from the config's seed.
 
     Args:
         config: the complete config.
         processes: those that share the work; this one alone by default.
+        make: ``(config, device) -> Family``.
 
     Raises:
         ValueError: for options out of range, an unknown device, or a data set that is not there.
@@ -54,7 +58,7 @@ def build(config: Config[Any], processes: Processes = ALONE) -> Experiment:
             "fmeta.train.detecting.load_detector(folder)."
         )
     device = pick_device(config.machine.device, processes)
-    family = make_family(config, device)
+    family = make(config, device)
     torch.manual_seed(config.outer.seed)
     module = family.model(None if config.inner.algorithm in EMBEDDINGS else family.outputs)
     apply, params = fmeta.functionalize(module.to(device))
@@ -69,7 +73,7 @@ def build(config: Config[Any], processes: Processes = ALONE) -> Experiment:
         trained=makes(family.train_outputs),
         outer=make_outer(config.outer),
         params=params,
-        plan=make_plan(config),
+        plan=replace(make_plan(config), chunk_size=family.chunk_size),
         device=device,
         val=Held(family.val, VALIDATION_SEED, config.report.val_tasks),
         test=Held(family.test, TEST_SEED, config.report.test_tasks),

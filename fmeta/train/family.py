@@ -16,7 +16,9 @@ from fmeta.data.warp import quarter_turns
 from fmeta.tasks.seeding import generator
 from fmeta.train.config import Config, FewShotTask, ImagesTask, OmniglotTask, SinusoidTask
 from fmeta.train.pretrained import with_backbone
-from fmeta.types import Batch, LossFn, Sampler, Task
+from fmeta.train.text import text_parts
+from fmeta.train.text_config import TextTask
+from fmeta.types import Algorithm, Batch, LossFn, Params, Sampler, Task
 
 HELD_BATCH = 50
 """Validation and test tasks that are measured side by side. It is no option: with another number they would be
@@ -48,6 +50,10 @@ class Family(NamedTuple):
     """Outputs of the model that learns them."""
     shown: Sampler | None = None
     """The test tasks as pictures, where ``test`` gives what a frozen part of the model makes of them."""
+    chunk_size: int | None = None
+    """Tasks side by side, where all of them would take too much memory."""
+    reference: Callable[[], tuple[Algorithm, Params]] | None = None
+    """What the result is compared with, without steps: an algorithm and its meta."""
 
 
 def make_family(config: Config[Any], device: torch.device) -> Family:
@@ -55,6 +61,10 @@ def make_family(config: Config[Any], device: torch.device) -> Family:
     if isinstance(config.task, SinusoidTask):
         context = config.inner.context if config.inner.algorithm == "cavia" else 0
         return sinusoid_family(config.task, config.outer.tasks, device, context)
+    if isinstance(config.task, TextTask):
+        return Family(
+            **text_parts(config.task, config.inner.algorithm, config.outer.tasks, HELD_BATCH, device)
+        )
     return few_shot_family(config.task, config.outer.tasks, device)
 
 

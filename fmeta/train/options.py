@@ -17,6 +17,8 @@ FREE_ON_RESUME = frozenset(
         "root",
         "index",
         "test",
+        "data",
+        "splits",
         "download",
         "target",
         "patience",
@@ -34,7 +36,8 @@ AT_LEAST = {
     **dict.fromkeys(["patience", "baseline_steps", "threads", "channels", "context", "stop_patience"], 1),
     **dict.fromkeys(["ways", "shots", "queries", "test_shots", "test_queries"], 1),
     **dict.fromkeys(["train_ways", "train_shots", "size", "batch", "proposals", "head_width"], 1),
-    **dict.fromkeys(["scenes", "scene_classes", "scene_size"], 1),
+    **dict.fromkeys(["scenes", "scene_classes", "scene_size", "layers", "rank"], 1),
+    **dict.fromkeys(["max_length"], 3),
     **dict.fromkeys(["test_tasks"], 2),
 }
 ABOVE_ZERO = ("inner_lr", "outer_lr", "minutes", "strength", "base_lr", "width")
@@ -99,14 +102,17 @@ def from_json(default: Any, saved: Mapping[str, Any], source: str) -> Any:
             f"load: {source} has an option {unknown[0]!r} that this version of fmeta does not know. Use the "
             "version that wrote it."
         )
-    values = {name: _restored(getattr(default, name), name, value, source) for name, value in saved.items()}
+    kinds = {entry.name: str(entry.type) for entry in fields(default)}
+    values = {
+        name: _restored(getattr(default, name), kinds[name], value, source) for name, value in saved.items()
+    }
     return replace(default, **values)
 
 
-def _restored(default: Any, name: str, value: Any, source: str) -> Any:
+def _restored(default: Any, kind: str, value: Any, source: str) -> Any:
     if is_dataclass(default):
         return from_json(default, value, source)
-    if name in ("out", "root", "index", "backbone_weights"):
+    if "MaybePath" in kind:
         return None if value is None else Path(value)
     return tuple(value) if isinstance(value, list) else value
 

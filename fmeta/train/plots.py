@@ -19,12 +19,14 @@ from fmeta.train.evaluate import Compared, estimates
 from fmeta.train.experiment import Experiment
 from fmeta.train.family import HELD_BATCH
 from fmeta.train.logging import read_metrics
+from fmeta.train.text_config import TextTask
 from fmeta.types import Task, Tree
 
 LEARNED, TUNED, FAINT, PLAIN, INK = "#1f5fa8", "#d9772b", "#c9a227", "#9aa0a6", "#202124"
 BASELINES = {
     "no_meta_learning": (TUNED, "trained on all tasks together, fine-tuned"),
     "no_meta_learning_zero_head": (FAINT, "the same from a head of zeros"),
+    "frozen_encoder": (FAINT, "the encoder as it came, class means"),
 }
 RIGHT, WRONG = "#188038", "#d93025"
 STYLE: dict[Any, Any] = {
@@ -52,7 +54,7 @@ def draw(path: Path, experiment: Experiment, meta: Tree, compared: Compared) -> 
             figures["steps"] = step_curve(compared, experiment)
         if isinstance(experiment.config.task, SinusoidTask):
             figures["adaptation"] = waves(experiment, meta)
-        else:
+        elif not isinstance(experiment.config.task, TextTask):
             figures["episode"] = episodes(experiment, meta)
         for name, figure in figures.items():
             figure.savefig(path / f"{name}.png")

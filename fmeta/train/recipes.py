@@ -17,6 +17,7 @@ from fmeta.train.config import (
     SinusoidTask,
 )
 from fmeta.train.detection_config import DetectionTask
+from fmeta.train.text_config import TextTask
 
 
 def sinusoid() -> Config[SinusoidTask]:
@@ -107,10 +108,29 @@ def detection() -> Config[DetectionTask]:
     )
 
 
+def text() -> Config[TextTask]:
+    """Your own sentences with labels: learn labels that training never saw from a few sentences each.
+
+    `fmeta train text --data FILE.csv` with columns text and label. Labels are divided into training, validation and
+    test (or by a file, `--splits`). A linear map behind a pre-trained encoder becomes a prototypical network
+    (arXiv 1703.05175) on training tasks of many labels; the encoder runs once for each sentence. Afterwards
+    `fmeta adapt RUN --support FEW.csv --query NEW.csv` tells new labels apart.
+    """
+    return Config(
+        recipe="text",
+        task=TextTask(train_shots=2),
+        inner=Inner(algorithm="protonet", inner_lr=0.1, inner_steps=5, test_steps=5),
+        outer=Outer(tasks=4, outer_steps=150, outer_lr=3e-4, schedule="cosine"),
+        report=Report(log_interval=10, val_interval=25, val_tasks=200, test_tasks=600, baselines=False),
+        machine=Machine(compile="off"),  # every length of sentences would be compiled for itself
+    )
+
+
 RECIPES: dict[str, Callable[[], Config[Any]]] = {
     "sinusoid": sinusoid,
     "glyphs": glyphs,
     "omniglot": omniglot,
     "images": images,
     "detection": detection,
+    "text": text,
 }

@@ -101,6 +101,11 @@ def compare(experiment: Experiment, meta: Tree, tuned: dict[str, baselines.FineT
     measure = fmeta.meta_eval(experiment.algorithm, experiment.plan, steps=steps)
     learned = per_task(measure, meta, experiment.test, metric)
     others = {name: baselines.scores(experiment, one, experiment.test) for name, one in tuned.items()}
+    if experiment.family.reference:
+        algorithm, start = experiment.family.reference()
+        measure = fmeta.meta_eval(algorithm, experiment.plan, steps=[0])
+        found = per_task(measure, start, experiment.test, metric)
+        others["frozen_encoder"] = found.expand(-1, len(steps))
     return Compared(steps, metric, learned, others)
 
 

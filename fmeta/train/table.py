@@ -16,6 +16,7 @@ SHORT = {
     "no_adaptation": "0 steps",
     "no_meta_learning": "fine-tuned",
     "no_meta_learning_zero_head": "zero head",
+    "frozen_encoder": "frozen",
 }
 """The baselines' names in the table."""
 
@@ -76,6 +77,8 @@ def notes(compared: Compared, trained: int) -> list[str]:
     said = [f"Differences are of the same tasks; {better} is better."]
     if adapts(compared):
         said.append("No adaptation is the line of 0 steps.")
+    if "frozen_encoder" in compared.baselines:
+        said.append("Frozen: the encoder as it came, a label being the mean of its sentences' embeddings.")
     if "no_meta_learning" in compared.baselines:
         said.append(
             f"No meta-learning is fine-tuned: a model trained for {trained:,} steps on all training tasks together,\n"

@@ -1,0 +1,196 @@
+"""The text recipe: a pre-trained encoder, the part of it that learns, and tasks of sentences."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+import fmeta
+import fmeta.data
+import fmeta.models
+import fmeta.tasks
+from fmeta import tree
+from fmeta.data.pool import Pool, Pools
+from fmeta.data.prepared import Prepare, bytes_of, prepared_pool
+from fmeta.data.tokens import Tokenizer
+from fmeta.models.encoder import Encoder
+from fmeta.tasks.seeding import generator
+from fmeta.train.choices import EMBEDDINGS, STEPLESS
+from fmeta.train.text_config import TextTask
+from fmeta.types import Algorithm, Batch, Params, Sampler, Task
+
+FITS = 2**30
+"""Bytes that the frozen part's results for a split may take; more, and it runs again for each batch of tasks."""
+MANY = 20
+"""Labels of a training task at most, where the algorithm leaves the choice."""
+TEXTS = 256
+"""Sentences that go through what learns side by side."""
+
+
+class Learner(NamedTuple):
+    """An encoder with what of it learns."""
+
+    tokenizer: Tokenizer
+    prepare: Prepare | None
+    """The frozen part: ``x -> x``. None where all learns."""
+    model: Callable[[int | None], nn.Module]
+    """``(outputs) -> module``; None gives the embedding."""
+
+
+def make_learner(task: TextTask, device: torch.device) -> Learner:
+    """Load the encoder of a text recipe and part it into what is frozen and what learns.
+
+    Raises:
+        ValueError: for a model or tokenizer that is not there, or that do not belong together.
+    """
+    tokenizer: Any = fmeta.data.load_tokenizer(task.model)
+    whole = fmeta.models.encoder(task.model, pooling=task.pooling).to(device)
+    rows = whole.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    if len(tokenizer) > rows:
+        raise ValueError(
+            f"train: the tokenizer of {task.model} has {len(tokenizer):,} tokens, but its model knows {rows:,}. They "
+            "do not belong together; save both into one folder again."
+        )
+    if task.learns == "head":
+        return Learner(
+            tokenizer, frozen(whole), lambda outputs: fmeta.models.Projection(whole.dim, ways=outputs)
+        )
+    if task.learns == "all":
+        return Learner(tokenizer, None, lambda outputs: with_head(whole, outputs))
+    lower, upper = fmeta.models.part(whole, task.layers)
+    if task.learns == "last":
+        return Learner(tokenizer, lower, lambda outputs: with_head(upper, outputs))
+    return Learner(tokenizer, lower, lambda outputs: low_rank(upper, task.rank, outputs))
+
+
+def frozen(whole: Encoder) -> Prepare:
+    """Embeddings of a whole encoder, without gradient."""
+
+    def embed(x: Any) -> Any:
+        with torch.no_grad():
+            return whole(**x)
+
+    return embed
+
+
+def with_head(encoder: Encoder, outputs: int | None) -> Encoder:
+    """A copy of an encoder with a head of zeros; what its embedding does not read is no parameter."""
+    copied = fmeta.models.with_ways(encoder, outputs)
+    pooler = getattr(copied.model, "pooler", None)
+    if isinstance(pooler, nn.Module):
+        pooler.requires_grad_(False)
+    return copied
+
+
+def low_rank(encoder: Encoder, rank: int, outputs: int | None) -> nn.Module:
+    """A copy of an encoder whose layers learn by low-rank updates alone."""
+    copied = with_head(encoder, outputs)
+    copied.model.requires_grad_(False)
+    name, _ = fmeta.models.layers_of(copied.model)
+    return fmeta.with_lora(copied, f"model.{name}.*", rank=rank)
+
+
+def adapting(task: TextTask, algorithm: str) -> tuple[str, ...]:
+    """Names of what adapts to a task: the low-rank updates, or all but the length of embeddings."""
+    if task.learns != "lora":
+        return ("*", "!length")
+    return ("*.lora_*",) if algorithm in EMBEDDINGS else ("*.lora_*", "head")
+
+
+def load_pools(task: TextTask, tokenizer: Tokenizer) -> Pools:
+    """The sentences of a text recipe."""
+    return fmeta.data.text_csv(
+        task.data or "",
+        tokenizer,
+        text=task.text_column,
+        label=task.label_column,
+        split=task.splits or tuple(task.shares),
+        fold=task.fold,
+        max_length=task.max_length,
+    )
+
+
+def text_parts(
+    task: TextTask, algorithm: str, tasks: int, held_tasks: int, device: torch.device
+) -> dict[str, Any]:
+    """What a ``Family`` of a text recipe is made of: tasks, model and loss."""
+    if task.data is None:  # said before the encoder is loaded
+        raise ValueError("train: text needs a csv of text,label. Give it with --data FILE.")
+    learner = make_learner(task, device)
+    pools = load_pools(task, learner.tokenizer).to(device)
+    ways, shots = train_ways(task, algorithm, len(pools.train.names)), task.train_shots or task.shots
+    held: dict[str, Any] = {
+        "ways": task.ways, "shots": task.shots, "queries": task.test_queries or task.queries, "tasks": held_tasks,
+    }  # fmt: skip
+    return {
+        **model_parts(task, learner, algorithm),
+        "train_outputs": ways,
+        "chunk_size": None if task.learns == "head" else max(1, TEXTS // (ways * (shots + task.queries))),
+        "train": sampler(
+            pools.train, learner.prepare, ways=ways, shots=shots, queries=task.queries, tasks=tasks
+        ),
+        "val": sampler(pools.val, learner.prepare, **held),
+        "test": sampler(pools.test, learner.prepare, **held),
+        "pooled": pooled_texts(pools.train, learner.prepare, tasks * ways * (shots + task.queries)),
+        "pooled_outputs": len(pools.train.names),
+        "reference": lambda: untrained(task, learner, device),
+    }
+
+
+def model_parts(task: TextTask, learner: Learner, algorithm: str) -> dict[str, Any]:
+    """What a ``Family`` has without data."""
+    return {
+        "model": learner.model,
+        "outputs": task.ways,
+        "train_outputs": task.ways,
+        "loss": fmeta.losses.cross_entropy,
+        "metric": "accuracy",
+        "adapts": adapting(task, algorithm),
+    }
+
+
+def train_ways(task: TextTask, algorithm: str, classes: int) -> int:
+    """Labels of a training task."""
+    if task.train_ways is not None or algorithm not in STEPLESS:
+        return task.train_ways or task.ways
+    return max(task.ways, min(MANY, classes))
+
+
+def untrained(task: TextTask, learner: Learner, device: torch.device) -> tuple[Algorithm, Params]:
+    """Nearest class means by the encoder as it came."""
+    apply, params = fmeta.functionalize(learner.model(None).to(device))
+    return fmeta.protonet(apply, ways=task.ways), params
+
+
+def sampler(pool: Pool, prepare: Prepare | None, **sizes: Any) -> Sampler:
+    """Tasks of sentences that the frozen part has seen: once each where that fits, else once a step.
+
+    Its work is done when the first task is asked for.
+    """
+    plain = fmeta.tasks.few_shot(pool, **sizes)  # which refuses sizes that cannot be, now
+    if prepare is None:
+        return fmeta.tasks.trimmed(plain)
+
+    @functools.cache
+    def made() -> Sampler:
+        if bytes_of(pool, prepare) > FITS:
+            return fmeta.tasks.trimmed(fmeta.tasks.prepared(plain, prepare))
+        return fmeta.tasks.trimmed(fmeta.tasks.few_shot(prepared_pool(pool, prepare), **sizes))
+
+    return lambda seed, step: made()(seed, step)
+
+
+def pooled_texts(pool: Pool, prepare: Prepare | None, count: int) -> Sampler:
+    """One task of ``count`` sentences of all training labels, numbered as the pool has them."""
+
+    def sample(seed: int, step: int) -> Task:
+        rows = torch.randint(len(pool.y), (1, count), generator=generator(seed, step)).to(pool.device)
+        x = tree.map(lambda leaf: leaf[rows], pool.x)
+        return Task(Batch(tree.map(lambda leaf: leaf[:, :1], x), pool.y[rows[:, :1]]), Batch(x, pool.y[rows]))
+
+    short = fmeta.tasks.trimmed(sample)
+    return short if prepare is None else fmeta.tasks.trimmed(fmeta.tasks.prepared(short, prepare))
