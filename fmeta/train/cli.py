@@ -147,8 +147,8 @@ def parse(arguments: list[str]) -> Any:
         "train": (train, "Train a recipe: `fmeta train RECIPE --help` shows its options."),
         "eval": (EvalCommand, described(EvalCommand)),
         "compare": (CompareCommand, described(CompareCommand)),
-        "export": (ExportCommand, described(ExportCommand)),
         "adapt": (AdaptCommand, described(AdaptCommand)),
+        "export": (ExportCommand, described(ExportCommand)),
         "list": (ListCommand, described(ListCommand)),
     }
     choices = [
