@@ -24,9 +24,10 @@ from fmeta.algorithms import (
     r2d2,
     relationnet,
     reptile,
+    sharpmaml,
     simpleshot,
 )
-from fmeta.algorithms.mamlpp import multi_step_weights
+from fmeta.annealing import mamlpp_schedule, multi_step_weights
 from fmeta.functional import functionalize
 from fmeta.meta import explain, meta_eval, meta_grad, meta_init, meta_step
 from fmeta.optim import (
@@ -42,6 +43,7 @@ from fmeta.optim import (
     sgd,
 )
 from fmeta.select import select
+from fmeta.sharp import sharpness_aware
 from fmeta.types import (
     Adapted,
     Adjoint,
@@ -95,6 +97,7 @@ __all__ = [
     "lrd2",
     "maml",
     "mamlpp",
+    "mamlpp_schedule",
     "masked",
     "matchingnet",
     "meta_eval",
@@ -116,6 +119,8 @@ __all__ = [
     "schedules",
     "select",
     "sgd",
+    "sharpmaml",
+    "sharpness_aware",
     "simpleshot",
     "tasks",
     "truncated",

@@ -25,7 +25,7 @@ FIRST = (
     ("types",),
     ("tree",),
     ("rates", "norms", "select", "purity", "recurrent", "linalg"),
-    ("losses", "schedules", "layers", "rewrites"),
+    ("losses", "schedules", "layers", "rewrites", "uphill"),
     ("functional",),
     ("models", "data"),
     ("tasks",),
@@ -35,7 +35,7 @@ LAYERS = (
     *FIRST,
     ("optim", "adjoint", "implicit"),
     ("adapt",),
-    ("metric", "beside"),
+    ("metric", "beside", "sharp", "annealing"),
     ("algorithms",),
     ("parallel",),
     ("meta", "estimators", "hypergrad", "export"),
@@ -202,6 +202,10 @@ SIGNATURES = {
     "anil": ["loss_fn", "inner", "*steps", "*adapts"],
     "reptile": ["loss_fn", "inner", "*steps"],
     "metasgd": ["loss_fn", "*steps", "*lr"],
+    "mamlpp": ["loss_fn", "*steps", "*lr", "*weights", "*per_step", "*adjoint", "*adapts"],
+    "mamlpp_schedule": ["steps", "total", "*multi_step", "*first_order", "*levels"],
+    "sharpmaml": ["loss_fn", "inner", "*steps", "*inner_radius", "*outer_radius", "*adjoint", "*adapts"],
+    "sharpness_aware": ["algorithm", "*inner_radius", "*outer_radius"],
     "protonet": ["apply", "*distance"],
     "sgd": ["lr"],
     "adam": ["lr", "*eps", "*eps_root"],
@@ -224,6 +228,7 @@ SIGNATURES = {
     "models.mlp": [],
     "models.conv4": ["in_channels", "ways", "channels", "pool", "head", "size"],
     "models.resnet12": ["in_channels", "ways"],
+    "models.warped": ["module", "at"],
 }  # fmt: skip
 """Public functions and the arguments that users call by name; ``*`` for keyword-only ones."""
 

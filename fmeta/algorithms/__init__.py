@@ -16,6 +16,7 @@ from fmeta.algorithms.protonet import protonet
 from fmeta.algorithms.r2d2 import r2d2
 from fmeta.algorithms.relationnet import relationnet
 from fmeta.algorithms.reptile import reptile
+from fmeta.algorithms.sharpmaml import sharpmaml
 from fmeta.algorithms.simpleshot import simpleshot
 
 __all__ = [
@@ -35,5 +36,6 @@ __all__ = [
     "r2d2",
     "relationnet",
     "reptile",
+    "sharpmaml",
     "simpleshot",
 ]
