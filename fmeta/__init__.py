@@ -4,7 +4,7 @@ Write the loss of one task; fmeta maps it over tasks, differentiates through the
 runs the whole meta-gradient as a few compiled, batched kernels.
 """
 
-from fmeta import data, losses, models, optim, schedules, tasks
+from fmeta import data, embeddings, losses, models, optim, schedules, tasks
 from fmeta.adapt import adapt
 from fmeta.adjoint import first_order, truncated, unroll
 from fmeta.algorithms import (
@@ -88,6 +88,7 @@ __all__ = [
     "clip_by_norm",
     "clip_by_value",
     "data",
+    "embeddings",
     "explain",
     "first_order",
     "functionalize",

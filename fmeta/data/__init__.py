@@ -1,6 +1,7 @@
 """Datasets as tensors, divided by class into ``.train``, ``.val`` and ``.test``."""
 
 from fmeta.data.cache import cache_dir
+from fmeta.data.cactus import cactus
 from fmeta.data.families import Families, FamilySplit, csv_families
 from fmeta.data.folder import image_folder
 from fmeta.data.glyphs import glyphs
@@ -15,6 +16,7 @@ __all__ = (
     "Pool",
     "Pools",
     "cache_dir",
+    "cactus",
     "class_pool",
     "csv_families",
     "from_tensors",
