@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 from fmeta.algorithms import protonet
+from fmeta.data.cactus import Embed
 from fmeta.data.pool import Pool
 from fmeta.functional import functionalize
 from fmeta.meta import meta_init, meta_step
@@ -18,9 +17,6 @@ from fmeta.tasks import umtra
 from fmeta.tasks.checks import check_counts
 from fmeta.tasks.few_shot import Augment
 from fmeta.types import Plan
-
-Embed = Callable[[Tensor], Tensor]
-"""``[n, *feature] -> [n, dim]``."""
 
 
 def pca(pool: Pool, dim: int = 64, *, whiten: bool = False) -> Embed:
