@@ -6,7 +6,7 @@ runs the whole meta-gradient as a few compiled, batched kernels.
 
 import typing
 
-from fmeta import data, losses, models, optim, schedules, tasks, weights
+from fmeta import data, embeddings, losses, models, optim, schedules, tasks, weights
 from fmeta.adapt import adapt
 from fmeta.adjoint import first_order, truncated, unroll
 from fmeta.algorithms import (
@@ -27,9 +27,10 @@ from fmeta.algorithms import (
     r2d2,
     relationnet,
     reptile,
+    sharpmaml,
     simpleshot,
 )
-from fmeta.algorithms.mamlpp import multi_step_weights
+from fmeta.annealing import mamlpp_schedule, multi_step_weights
 from fmeta.functional import functionalize
 from fmeta.inserts import merged, with_adapters, with_lora
 from fmeta.meta import explain, meta_eval, meta_grad, meta_init, meta_step
@@ -47,6 +48,7 @@ from fmeta.optim import (
 )
 from fmeta.parts import freeze, last_blocks, norm_names
 from fmeta.select import select
+from fmeta.sharp import sharpness_aware
 from fmeta.split import split
 from fmeta.standalone import export_adaptation
 from fmeta.stopping import early_stopping
@@ -98,6 +100,7 @@ __all__ = [
     "clip_by_value",
     "data",
     "early_stopping",
+    "embeddings",
     "explain",
     "export",
     "export_adaptation",
@@ -113,6 +116,7 @@ __all__ = [
     "lrd2",
     "maml",
     "mamlpp",
+    "mamlpp_schedule",
     "masked",
     "matchingnet",
     "merged",
@@ -136,6 +140,8 @@ __all__ = [
     "schedules",
     "select",
     "sgd",
+    "sharpmaml",
+    "sharpness_aware",
     "simpleshot",
     "split",
     "tasks",

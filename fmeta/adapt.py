@@ -18,6 +18,7 @@ from fmeta.adjoint import differentiates, unroll
 from fmeta.losses import checked, outputs, with_metrics
 from fmeta.optim import as_inner
 from fmeta.types import Adapted, Adjoint, Algorithm, Batch, InnerLoop, LossFn, Params, Task, Transform, Tree
+from fmeta.uphill import Gradient, from_uphill
 
 
 class Point(NamedTuple):
@@ -36,6 +37,7 @@ def inner_step(
     return tree.add(params, updates), state
 
 
+@from_uphill
 def support_gradient(
     loop: InnerLoop, params: Tree, meta: Tree, batch: Batch, k: Tensor
 ) -> tuple[Tree, Tensor]:
@@ -56,9 +58,6 @@ def batch_of_step(loop: InnerLoop, support: Batch, k: int, dim: int = 0) -> Batc
 def last_trained(loop: InnerLoop, k: int) -> int:
     """The step whose learned rate and statistics step ``k`` uses: beyond the trained steps the last repeats."""
     return min(k, max(loop.steps - 1, 0))
-
-
-Gradient = Callable[[InnerLoop, Tree, Tree, Batch, Tensor], tuple[Tree, Tensor]]
 
 
 def trajectory(

@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
+from fmeta import tree
 from fmeta.adapt import from_loop, predictor, weights_as_meta
 from fmeta.losses import reported
-from fmeta.select import Pattern, select
-from fmeta.types import Adjoint, Algorithm, InnerLoop, LossFn, Params, Transform, Tree
+from fmeta.select import Pattern, matches, select
+from fmeta.types import Adjoint, Algorithm, Batch, InnerLoop, LossFn, Params, Transform, Tree
 
 
 def learned_beside(
@@ -26,22 +27,39 @@ def learned_beside(
     adapts: Pattern | None,
     batches: Any,
     weights: tuple[float, ...] | None = None,
+    per_step: Pattern | None = None,
 ) -> Algorithm:
-    """An algorithm whose meta is ``{"params", name}``; ``make`` gives the second part for weights that adapt."""
-    objective = query_loss or loss_fn
+    """An algorithm whose meta is ``{"params", name}``; ``make`` gives the second part for weights that adapt.
 
-    def chosen(params: Params) -> Params:
-        return params if adapts is None else select(params, adapts)
+    Parameters that ``per_step`` names are tables ``[steps + 1, ...]`` in ``meta["per_step"]`` instead. They stand
+    among the parameters with the entry of the moment, which ``inner`` sees to from the first update on.
+    """
+    objective = query_loss or loss_fn
 
     def init(params: Params | None) -> dict[str, Any]:
         start = weights_as_meta(call)(params)
-        return {"params": start, name: make(chosen(start))}
+        chosen = start if adapts is None else select(start, adapts)
+        if per_step is None:
+            return {"params": start, name: make(chosen)}
+        own = set(matches(per_step, start))
+        rest = {n: p for n, p in start.items() if n not in own}
+        moving = {n: p for n, p in chosen.items() if n in rest}
+        if not moving:
+            raise ValueError(
+                f"{call}: some parameters must adapt, but per_step={per_step!r} takes all. Name fewer."
+            )
+        tables = {n: start[n].expand(steps + 1, *start[n].shape).clone() for n in start if n in own}
+        return {"params": rest, name: make(moving), "per_step": tables}
+
+    def begin(meta: Any, support: Batch) -> Params:
+        moving = {n: p for n, p in meta["params"].items() if n in meta[name]}
+        return moving if per_step is None else moving | tree.select(meta["per_step"], 0)
 
     def merge(meta: Any, params: Params) -> Params:
         return params if adapts is None else {**meta["params"], **params}
 
     loop = InnerLoop(
-        start=lambda meta, support: chosen(meta["params"]),
+        start=begin,
         loss=lambda params, meta, batch, k: reported(call, loss_fn(merge(meta, params), batch)),
         inner=inner,
         outer=lambda params, meta, task: reported(call, objective(merge(meta, params), task.query)),
@@ -51,3 +69,8 @@ def learned_beside(
         batches=batches,
     )
     return from_loop(init, loop, predictor(objective, merge))
+
+
+def entry(tables: Tree, k: Tensor) -> Tree:
+    """Entry ``k`` of every table ``[steps, ...]``, ``k`` a tensor without dimensions."""
+    return tree.map(lambda table: table.index_select(0, k.reshape(1))[0], tables)

@@ -99,6 +99,10 @@ class InnerLoop(NamedTuple):
     scale: float = 1.0
     """What the losses are multiplied by while they are differentiated; it is divided out again. A plan sets it
     (``precision="fp16"``), an algorithm never."""
+    inner_radius: float = 0.0
+    """How far uphill of the parameters, along the support gradient there, an inner step takes its gradient."""
+    outer_radius: float = 0.0
+    """How far uphill of meta, along the mean meta-gradient there, the meta-gradient is taken."""
 
 
 class Algorithm(NamedTuple):

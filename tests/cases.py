@@ -144,11 +144,12 @@ def stopping_row(name: str, **when: float) -> Case:
     return Case(name, make, True, lambda meta, tasks: meta_gradient(objective, meta, tasks))
 
 
-def boil_row(name: str) -> Case:
+def boil_row(name: str, keeps: str, weights: Callable[[], Any] = network) -> Case:
     def make() -> Problem:
-        return Problem(fmeta.boil(LOSS, PLAIN[0], steps=3), network(), problems.regression_tasks())
+        algorithm = fmeta.boil(LOSS, PLAIN[0], steps=3, keeps=keeps)
+        return Problem(algorithm, weights(), problems.regression_tasks())
 
-    objective = maml(squared_error, PLAIN[1], 3, adapts=[n for n in network() if n.startswith("body0")])
+    objective = maml(squared_error, PLAIN[1], 3, adapts=[n for n in weights() if not n.startswith(keeps)])
     return Case(name, make, True, lambda meta, tasks: meta_gradient(objective, meta, tasks))
 
 
@@ -161,19 +162,59 @@ def cavia_row(name: str) -> Case:
     return Case(name, make, True, lambda meta, tasks: meta_gradient(objective, meta, tasks))
 
 
-def mamlpp_row(name: str, weights: tuple[float, ...] | None = None, last: int | None = None) -> Case:
+def mamlpp_row(
+    name: str,
+    weights: tuple[float, ...] | None = None,
+    last: int | None = None,
+    per_step: str | None = None,
+    adapts: str | None = None,
+    compiled: bool = False,
+) -> Case:
+    """Rates, and with ``per_step`` parameters, that differ from step to step."""
+
     def make() -> Problem:
         adjoint = fmeta.unroll() if last is None else fmeta.truncated(last)
-        algorithm = fmeta.mamlpp(LOSS, steps=3, weights=weights, adjoint=adjoint)
-        rates = {key: 0.1 + 0.05 * random_like(torch.zeros(3).double(), len(key)) for key in network()}
-        return Problem(algorithm, {"params": network(), "lr": rates}, problems.regression_tasks())
+        algorithm = fmeta.mamlpp(
+            LOSS, steps=3, weights=weights, adjoint=adjoint, per_step=per_step, adapts=adapts
+        )
+        meta = algorithm.init(network())
+        meta["lr"] = {key: 0.1 + 0.05 * random_like(rates, len(key)) for key, rates in meta["lr"].items()}
+        if per_step is not None:
+            tables = meta["per_step"].items()
+            meta["per_step"] = {key: table + 0.3 * random_like(table, len(key)) for key, table in tables}
+        return Problem(algorithm, meta, problems.regression_tasks())
 
-    objective, final = (inner.step_rates(squared_error, 3, w, last) for w in (weights, None))
+    moving = list(make().meta["lr"])
+    objective, final = (inner.step_rates(squared_error, 3, w, last, moving) for w in (weights, None))
 
     def reference(meta: Any, tasks: Sequence[Episode]) -> tuple[Any, Tensor]:
         return meta_gradient(objective, meta, tasks)[0], meta_gradient(final, meta, tasks)[1]
 
-    return Case(name, make, last is None, reference)
+    return Case(name, make, last is None, reference, compiled)
+
+
+def sharpmaml_row(
+    name: str, inner_radius: float, outer_radius: float, last: int | None = None, compiled: bool = False
+) -> Case:
+    """Radii so large that going uphill changes the gradient by more than a tenth."""
+
+    def make() -> Problem:
+        adjoint = fmeta.unroll() if last is None else fmeta.truncated(last)
+        algorithm = fmeta.sharpmaml(
+            LOSS, PLAIN[0], steps=3, inner_radius=inner_radius, outer_radius=outer_radius, adjoint=adjoint
+        )
+        return Problem(algorithm, network(), problems.regression_tasks())
+
+    lower = maml(squared_error, PLAIN[1], 3)
+    if inner_radius:
+        lower = inner.sharp(squared_error, 0.2, 3, inner_radius, last)
+
+    def reference(meta: Any, tasks: Sequence[Episode]) -> tuple[Any, Tensor]:
+        if outer_radius:
+            return inner.sharp_outside(lower, outer_radius, meta, tasks)
+        return meta_gradient(lower, meta, tasks)
+
+    return Case(name, make, last is None and not outer_radius, reference, compiled)
 
 
 def metacurvature_row(name: str) -> Case:
@@ -305,13 +346,24 @@ CASES = (
     metasgd_row("metasgd first order", last=0),
     reptile_row("reptile", MOMENTUM),
     reptile_row("reptile adam inside", ADAPTIVE),
-    boil_row("boil"),
     stopping_row("maml stopped early", below=0.9),
     stopping_row("maml stopped by patience", patience=1, min_delta=0.12),
+    boil_row("boil", "head"),
+    boil_row("boil warp layers", "warp0", problems.warp_network),
     cavia_row("cavia"),
     mamlpp_row("mamlpp"),
     mamlpp_row("mamlpp multi-step loss", weights=(0.0, 0.2, 0.3, 0.5)),
     mamlpp_row("mamlpp first order", last=0),
+    mamlpp_row("mamlpp biases a step", per_step="*.bias", compiled=True),
+    mamlpp_row("mamlpp biases a step, multi-step loss", (0.1, 0.2, 0.3, 0.4), per_step="*.bias"),
+    mamlpp_row("mamlpp biases a step, first order", last=0, per_step="*.bias"),
+    mamlpp_row("mamlpp biases a step, truncated", (0.1, 0.0, 0.3, 0.6), last=1, per_step="*.bias"),
+    mamlpp_row("mamlpp head a step, adapts one weight", per_step="head", adapts="body0.weight"),
+    sharpmaml_row("sharpmaml low", 0.3, 0.0, compiled=True),
+    sharpmaml_row("sharpmaml low, first order", 0.3, 0.0, last=0),
+    sharpmaml_row("sharpmaml low, truncated", 0.3, 0.0, last=2),
+    sharpmaml_row("sharpmaml up", 0.0, 0.3),
+    sharpmaml_row("sharpmaml both", 0.3, 0.3, compiled=True),
     metacurvature_row("metacurvature"),
     protomaml_row("protomaml", 2),
     protomaml_row("protomaml without steps", 0),

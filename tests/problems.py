@@ -56,6 +56,13 @@ def network() -> dict[str, Tensor]:
     return networks.mlp_weights([2, 4, WAYS], generator(0))
 
 
+def warp_network() -> dict[str, Tensor]:
+    """Two layers and the head, with a layer between that does not adapt."""
+    names = {"body0": "body0", "body1": "warp0", "body2": "body1", "head": "head"}
+    weights = networks.mlp_weights([2, 4, 4, 4, WAYS], generator(0))
+    return {f"{names[n.split('.')[0]]}.{n.split('.')[1]}": value for n, value in weights.items()}
+
+
 def squared_error(params: dict[str, Tensor], pair: tuple[Tensor, Tensor]) -> Tensor:
     return ((networks.mlp(params, pair[0]) - pair[1]) ** 2).mean()
 

@@ -106,13 +106,6 @@ def test_the_curvature_of_a_filter_has_three_sides() -> None:
     assert_trees_close(turned(g, m), want.reshape(g.shape), 1e-12)
 
 
-def test_weights_of_several_steps_sum_to_one() -> None:
-    for progress in (0.0, 0.3, 1.0, 5.0):
-        weights = fmeta.multi_step_weights(4, progress)
-        assert len(weights) == 5 and weights[0] == 0 and sum(weights) == pytest.approx(1)
-    assert fmeta.multi_step_weights(4, 1.0)[-1] == pytest.approx(1 - 3 * 0.03 / 4)
-
-
 def test_the_context_of_a_network_is_more_inputs() -> None:
     torch.manual_seed(0)
     apply, params = fmeta.functionalize(fmeta.models.mlp([1, 5, 1], context=3))

@@ -36,6 +36,7 @@ FACTORIES: dict[str, Callable[..., Any]] = {
     "maml": fmeta.maml,
     "anil": fmeta.anil,
     "reptile": fmeta.reptile,
+    "sharpmaml": fmeta.sharpmaml,
     "adapt": lambda loss, inner, **options: fmeta.adapt(loss, network(), TASKS.support, inner, **options),
 }
 
@@ -55,7 +56,7 @@ def test_factories_check_their_arguments(name: str) -> None:
         make(LOSS, 0.1, steps=1)
 
 
-@pytest.mark.parametrize("name", ["maml", "anil", "adapt"])
+@pytest.mark.parametrize("name", ["maml", "anil", "sharpmaml", "adapt"])
 def test_adjoints_are_records(name: str) -> None:
     with pytest.raises(TypeError, match=f"{name}: adjoint must be an Adjoint, got str. Use fmeta.unroll"):
         FACTORIES[name](LOSS, SGD, steps=1, adjoint="first_order")
@@ -69,7 +70,7 @@ def test_truncated_takes_a_count(last: Any) -> None:
         fmeta.truncated(last)
 
 
-@pytest.mark.parametrize("name", ["maml", "anil", "reptile"])
+@pytest.mark.parametrize("name", ["maml", "anil", "reptile", "sharpmaml"])
 def test_batches_is_one_of_two(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}: batches must be 'whole' or 'per_step', got 'each'"):
         FACTORIES[name](LOSS, SGD, steps=1, batches="each")

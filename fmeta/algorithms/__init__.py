@@ -17,6 +17,7 @@ from fmeta.algorithms.protonet import protonet
 from fmeta.algorithms.r2d2 import r2d2
 from fmeta.algorithms.relationnet import relationnet
 from fmeta.algorithms.reptile import reptile
+from fmeta.algorithms.sharpmaml import sharpmaml
 from fmeta.algorithms.simpleshot import simpleshot
 
 __all__ = [
@@ -37,5 +38,6 @@ __all__ = [
     "r2d2",
     "relationnet",
     "reptile",
+    "sharpmaml",
     "simpleshot",
 ]

@@ -27,8 +27,8 @@ def boil(
 ) -> Algorithm:
     """Body only update in the inner loop: MAML whose inner loop leaves the head alone. Its meta is ``Params``.
 
-    With ``keeps="warp*"``, say, it is a T-net or WarpGrad's inner loop: layers between those that adapt are
-    meta-learned, and shape every inner gradient.
+    With ``keeps="*.warp"`` and the network of ``fmeta.models.warped`` it is a T-net, with WarpGrad's inner loop:
+    layers between those that adapt are meta-learned, and shape every inner gradient.
 
     **Meta-gradient:** exact for body and head.
     **Cost:** as ``maml``; carries hold the body only.

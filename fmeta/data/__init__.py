@@ -2,6 +2,7 @@
 
 from fmeta.data.boxes import BoxPool, box_folder, coco_boxes
 from fmeta.data.cache import cache_dir
+from fmeta.data.cactus import cactus
 from fmeta.data.change import random_crop, random_flip, random_jitter, random_resized_crop
 from fmeta.data.datasets import from_dataset
 from fmeta.data.families import Families, FamilySplit, csv_families
@@ -30,6 +31,7 @@ __all__ = (
     "Pools",
     "box_folder",
     "cache_dir",
+    "cactus",
     "cifar_fs",
     "class_pool",
     "coco_boxes",

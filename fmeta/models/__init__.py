@@ -10,6 +10,7 @@ from fmeta.models.mlp import mlp
 from fmeta.models.new_classes import object_detector
 from fmeta.models.parted import layers_of, part
 from fmeta.models.resnet12 import resnet12
+from fmeta.models.warped import warped
 
 __all__ = (
     "Encoder",
@@ -23,6 +24,7 @@ __all__ = (
     "object_detector",
     "part",
     "resnet12",
+    "warped",
     "with_ways",
 )
 

@@ -174,7 +174,7 @@ def described(runner: Observed, watch: Watch, meta: Tree, result: Any, seconds: 
         compiler=" and ".join(sorted(makers)),
         why=mode.why or refused,
         chunk_size=max(runner.sizes),
-        chunks=len(runner.sizes),
+        chunks=len(runner.sizes) // (2 if loop.outer_radius else 1),  # the same tasks again, uphill
         choice=str(choice),
         remat=plan.remat,
         carries=carries_kept(loop, plan) if plan.engine == "adjoint" else 0,

@@ -37,6 +37,16 @@ class Share(NamedTuple):
         """What to compute: the share, or where it is empty the first task, for the form of its results."""
         return slice(self.begin, self.end) if self.end > self.begin else slice(0, 1)
 
+    def mean(self, parts: list[tuple[int, Tree]]) -> Tree:
+        """This rank's part of a mean over all tasks, from ``[(tasks, mean over these), ...]``."""
+        total: Tree = None
+        for count, part in parts:
+            if count != self.total:
+                weight = count / self.total
+                part = tree.map(lambda x, w=weight: x * w if x.is_floating_point() else x, part)
+            total = part if total is None else tree.add(total, part)
+        return total
+
 
 class Alone:
     """One process: its share is everything, and there is nobody to agree with."""

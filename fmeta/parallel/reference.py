@@ -20,6 +20,7 @@ from fmeta.losses import with_metrics
 from fmeta.parallel.adjoint import MetaGradient, Report
 from fmeta.parallel.derivatives import gradient, split
 from fmeta.types import Batch, InnerLoop, Task, Tree
+from fmeta.uphill import from_uphill
 
 
 def nested_engine(loop: InnerLoop, randomness: str) -> MetaGradient:
@@ -78,6 +79,7 @@ def as_inputs(floats: list[Tensor]) -> list[Tensor]:
     return [x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in floats]
 
 
+@from_uphill
 def autograd_gradient(
     loop: InnerLoop, params: Tree, meta: Tree, batch: Batch, k: Tensor
 ) -> tuple[Tree, Tensor]:

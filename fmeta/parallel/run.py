@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -34,8 +34,9 @@ from fmeta.parallel.replay import Replay, replaying
 from fmeta.parallel.steps import KERNELS, Steps
 from fmeta.parallel.store import key_of
 from fmeta.parallel.traits import Traits, probe
-from fmeta.parallel.tune import Choice, choose, start_size, tuned
+from fmeta.parallel.tune import Choice, choose, in_chunks, start_size, tuned
 from fmeta.types import InnerLoop, Metrics, Plan, Task, TaskBatch, Tree
+from fmeta.uphill import uphill
 
 Build = Callable[[InnerLoop, Mode], Callable[..., Any]]
 
@@ -53,6 +54,7 @@ class Runner:
         self.kernels: dict[str, Kernel] = {}
         self.chunk = None if plan.chunk_size == "auto" else plan.chunk_size
         self.choices: dict[Any, Choice] = {}
+        self.climb = self.once("uphill", partial(uphill, radius=loop.outer_radius))
 
     def replayed(self, call: str, fn: Callable[..., Any]) -> Replay:
         """A whole call, replayed where it is made of kernels."""
@@ -128,16 +130,19 @@ class Runner:
         return call
 
     def gradient(self, call: str, meta: Tree, tasks: TaskBatch) -> tuple[Tree, Report]:
-        """Mean meta-gradient and the report of all tasks."""
+        """Mean meta-gradient and the report of all tasks; taken uphill of meta where the loop has a radius."""
+        grads, (metrics, ok) = self.gradient_at(call, meta, tasks)
+        if self.loop.outer_radius:
+            grads, (_, above) = self.gradient_at(call, self.climb(meta, grads), tasks)
+            ok = ok & above
+        return grads, (metrics, ok)
+
+    def gradient_at(self, call: str, meta: Tree, tasks: TaskBatch) -> tuple[Tree, Report]:
+        """The same, of meta itself."""
         share, parts = self.over_chunks(call, meta, tasks, self.engine, training=True)
         if self.plan.mesh is None and len(parts) == 1:
             return parts[0][1]
-        grads: Tree = None
-        for count, (part, _) in parts:
-            if count != share.total:
-                weight = count / share.total
-                part = tree.map(lambda x, w=weight: x * w if x.is_floating_point() else x, part)
-            grads = part if grads is None else tree.add(grads, part)
+        grads = share.mean([(count, part) for count, (part, _) in parts])
         reports = [report for _, (_, report) in parts]
         metrics = {name: torch.cat([r[0][name] for r in reports]) for name in reports[0][0]}
         grads, (metrics, ok) = self.ranks.join(share, grads, (metrics, torch.cat([r[1].mT for r in reports])))
@@ -193,7 +198,7 @@ class Runner:
                 start = start_size(loop, self.plan, meta, total, found.bytes)
                 return choose(attempt, total, self.ranks.agree(start), self.ranks.agree, device)
 
-            about = (shapes, loop.steps, loop.adjoint, loop.weights, found.flops, found.bytes)
+            about = (shapes, *loop[4:], found.flops, found.bytes)  # all of the loop that is data
             key = key_of(*about, self.plan.engine, self.plan.remat, self.ranks.size, device=device)
             self.choices[shapes] = tuned(key, self.ranks.agree, make)
         if shapes not in self.choices:
@@ -214,7 +219,7 @@ class Runner:
         while True:
             results = []
             try:
-                for number, (count, chunk) in enumerate(self.chunks(batch), start=first):
+                for number, (count, chunk) in enumerate(in_chunks(batch, self.chunk), start=first):
                     own = seed + 1009 * number if self.plan.randomness == "different" else seed
                     loop = reseeded(self.loop, own) if mode.random else self.loop
                     results.append((count, self.attempt(make, loop, mode, meta, chunk)))
@@ -236,14 +241,3 @@ class Runner:
         if key not in self.built:
             self.built[key] = make(loop, mode)
         return self.built[key](meta, chunk)
-
-    def chunks(self, tasks: Task) -> Iterator[tuple[int, Task]]:
-        """Parts of at most ``chunk_size`` tasks; the last may be smaller."""
-        count = tree.leaves(tasks)[0].shape[0]
-        size = self.chunk or count
-        if size >= count:
-            yield count, tasks
-            return
-        for begin in range(0, count, size):
-            end = min(begin + size, count)
-            yield end - begin, tree.map(lambda leaf, b=begin, e=end: leaf[b:e], tasks)

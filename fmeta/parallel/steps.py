@@ -24,6 +24,7 @@ from fmeta.parallel.derivatives import along, gradient, pullback
 from fmeta.parallel.precision import normalised, times
 from fmeta.parallel.traits import Traits
 from fmeta.types import Batch, InnerLoop, Metrics, Task, Tree
+from fmeta.uphill import uphill
 
 
 class Carry(NamedTuple):
@@ -163,6 +164,10 @@ class Steps:
         def slope(params: Tree, meta: Tree) -> tuple[Tensor, tuple[()]]:
             def one(params: Tree, direction: Tree, batch: Batch) -> Tensor:
                 loss = lambda p: with_metrics(self.loop.loss(p, meta, batch, k))[0]  # noqa: E731
+                if self.loop.inner_radius:
+                    here = self.loop._replace(inner_radius=0.0)
+                    grads, _ = support_gradient(here, params, meta, batch, k)
+                    params = uphill(params, grads, self.loop.inner_radius)
                 return along(loss, params, direction)
 
             return self.over_tasks(one, dim, 0, 0)(params, ct_grads, batch).sum(), ()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import pathlib
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ import torch
 from fmeta import tree
 from fmeta.parallel import store
 from fmeta.parallel.store import LOG, clock
-from fmeta.types import InnerLoop, Plan, Tree
+from fmeta.types import InnerLoop, Plan, Task, Tree
 
 WORTH_IT = 0.05
 """Seconds of a call below which no other size is tried."""
@@ -98,6 +98,17 @@ def median_seconds(run: Callable[[], Any], agree: Callable[[Any], Any], device: 
 def in_milliseconds(seconds: dict[int, float]) -> dict[int, float]:
     """Times to print and to keep."""
     return {size: round(1000 * value, 3) for size, value in seconds.items()}
+
+
+def in_chunks(tasks: Task, size: int | None) -> Iterator[tuple[int, Task]]:
+    """Parts of at most ``size`` tasks, all of them for None, with their counts; the last may be smaller."""
+    count = tree.leaves(tasks)[0].shape[0]
+    if size is None or size >= count:
+        yield count, tasks
+        return
+    for begin in range(0, count, size):
+        end = min(begin + size, count)
+        yield end - begin, tree.map(lambda leaf, b=begin, e=end: leaf[b:e], tasks)
 
 
 def part_near(tasks: int, target: float) -> int:

@@ -3,6 +3,7 @@
 from fmeta.tasks.detection import detection
 from fmeta.tasks.few_shot import few_shot
 from fmeta.tasks.fixed import fixed
+from fmeta.tasks.mixture import mixture
 from fmeta.tasks.prepared import prepared, trimmed
 from fmeta.tasks.regression import regression
 from fmeta.tasks.sinusoid import sinusoid, sinusoid_waves
@@ -14,6 +15,7 @@ __all__ = (
     "detection",
     "few_shot",
     "fixed",
+    "mixture",
     "prepared",
     "regression",
     "sinusoid",

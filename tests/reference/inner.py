@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from reference.loops import Episode, Loss, Objective, Weights, gradient, trajectory
+from reference.loops import Episode, Loss, Objective, Weights, gradient, meta_gradient, trajectory
 from reference.prototypes import prototypes
 from reference.rules import Rule, sgd
 
@@ -25,20 +25,67 @@ def context(loss: Loss, rate: float, steps: int, name: str) -> Objective:
     return objective
 
 
-def step_rates(loss: Loss, steps: int, weights: Sequence[float] | None, last: int | None = None) -> Objective:
-    """MAML++ (Antoniou et al. 2019): a rate for every parameter and step, losses after every step."""
+def step_rates(
+    loss: Loss,
+    steps: int,
+    weights: Sequence[float] | None,
+    last: int | None = None,
+    adapts: Collection[str] | None = None,
+) -> Objective:
+    """MAML++ (Antoniou et al. 2019): a rate for every parameter and step, losses after every step.
+
+    After ``k`` updates, the parameters in ``meta["per_step"]`` have their value number ``k``.
+    """
+    each = weights or [0.0] * steps + [1.0]
 
     def objective(meta: Any, episode: Episode) -> Tensor:
         support, query = episode
-
-        def step(params: Weights, grads: Weights, state: Any, k: int) -> tuple[Weights, Any]:
-            return {n: p - meta["lr"][n][k] * grads[n] for n, p in params.items()}, state
-
-        visited = trajectory(loss, meta["params"], support, Rule(dict, step), steps, last=last)
-        each = weights or [0.0] * steps + [1.0]
-        return sum(w * loss(params, query) for w, params in zip(each, visited, strict=True))  # type: ignore[return-value]
+        moving = {n: p for n, p in meta["params"].items() if adapts is None or n in adapts}
+        total = torch.zeros((), dtype=torch.float64)
+        for k in range(steps + 1):
+            tables = meta.get("per_step", {})
+            now = {**meta["params"], **{n: table[k] for n, table in tables.items()}, **moving}
+            now = {n: now[n] for n in sorted(now)}  # "body0" before "head", as the network was built
+            total = total + each[k] * loss(now, query)
+            if k < steps:
+                grads = gradient(loss(now, support), moving)
+                if last is not None and k < steps - last:
+                    grads = {n: g.detach() for n, g in grads.items()}
+                moving = {n: p - meta["lr"][n][k] * grads[n] for n, p in moving.items()}
+        return total
 
     return objective
+
+
+def uphill(at: Weights, grads: Weights, radius: float) -> Weights:
+    """Foret et al. 2021, equation 2, with a root that can be differentiated."""
+    norm = (torch.cat([g.flatten() for g in grads.values()]).square().sum() + 1e-8).sqrt()
+    return {n: p + radius * grads[n] / norm for n, p in at.items()}
+
+
+def sharp(loss: Loss, rate: float, steps: int, inner_radius: float, last: int | None = None) -> Objective:
+    """Sharp-MAML, lower level (Abbas et al. 2022, algorithm 1): inner gradients from uphill of the parameters."""
+
+    def objective(meta: Weights, episode: Episode) -> Tensor:
+        support, query = episode
+        params = meta
+        for k in range(steps):
+            above = uphill(params, gradient(loss(params, support), params), inner_radius)
+            grads = gradient(loss(above, support), above)
+            if last is not None and k < steps - last:
+                grads = {n: g.detach() for n, g in grads.items()}
+            params = {n: p - rate * grads[n] for n, p in params.items()}
+        return loss(params, query)
+
+    return objective
+
+
+def sharp_outside(
+    objective: Objective, outer_radius: float, meta: Any, episodes: Sequence[Episode]
+) -> tuple[Any, Tensor]:
+    """Sharp-MAML, upper level: the mean meta-gradient from uphill of meta, and the loss at meta."""
+    grads, value = meta_gradient(objective, meta, episodes)
+    return meta_gradient(objective, uphill(meta, grads, outer_radius), episodes)[0], value
 
 
 def curvature(loss: Loss, rate: float, steps: int) -> Objective:
