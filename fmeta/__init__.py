@@ -41,6 +41,7 @@ from fmeta.optim import (
     rmsprop,
     sgd,
 )
+from fmeta.predict import meta_predict
 from fmeta.select import select
 from fmeta.types import (
     Adapted,
@@ -100,6 +101,7 @@ __all__ = [
     "meta_eval",
     "meta_grad",
     "meta_init",
+    "meta_predict",
     "meta_step",
     "metacurvature",
     "metaoptnet",
