@@ -19,6 +19,7 @@ from fmeta.train import baselines, commands, experiment, folder, plots
 from fmeta.train.choices import EMBEDDINGS, STEPLESS, WEIGHTS
 from fmeta.train.cli import main
 from fmeta.train.config import Outer
+from fmeta.train.curves import Look, reliability_figure, step_figure
 from fmeta.train.evaluate import Compared, Curve, Estimate, Scores, as_json, differences, estimate, paired
 from fmeta.train.report import report
 from fmeta.train.run import run
@@ -191,6 +192,34 @@ def test_calibration_is_of_all_queries_of_all_tasks(
     assert result["headline"]["mean"] == pytest.approx(right)
 
 
+def test_curves_end_where_they_diverge(tmp_path: Path) -> None:
+    falling = torch.tensor([[3.0, 1.0, 0.5], [2.0, 1.0, 0.4]]).double()
+    wild = torch.tensor([[3.0, 1.0, 1e9], [2.0, 1.0, math.nan]]).double()
+    looks = [Look(curve("maml", falling), "C0", "maml"), Look(curve("metasgd", wild), "C1", "metasgd")]
+    looks.append(Look(curve("bad", falling * math.nan), "C2", "bad"))
+    figure = step_figure(looks, "loss", start=True)
+    figure.savefig(tmp_path / "steps.png")
+    said = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert said == ["maml", "metasgd (diverges)", "bad (diverges)", "no adaptation"]
+    drawn = [line.get_xdata() for line in figure.axes[0].lines]
+    assert [len(x) for x in drawn[:3]] == [3, 2, 0]
+
+
+def test_reliability_is_drawn_of_the_step_that_is_said(tmp_path: Path) -> None:
+    logits = torch.tensor([[2.0, 0.0]] * 4).double()  # 88 % sure
+    sums = [fmeta.losses.reliability(logits, torch.tensor(labels)) for labels in ([1, 1, 1, 1], [0, 0, 0, 1])]
+    values = torch.tensor([[0.0, 0.75]]).double()
+    learned = Curve("maml", [0, 1], Scores(values, fmeta.tree.stack(sums)))
+    figure = reliability_figure([Look(learned, "C0", "maml")], [1], "after 1 step")
+    figure.savefig(tmp_path / "calibration.png")
+    assert figure.axes[0].get_title(loc="left") == "after 1 step"
+    assert [text.get_text() for text in figure.legends[0].get_texts()][1] == "maml\nECE 13.1 %"
+    (x, y) = figure.axes[0].lines[1].get_data()
+    assert (round(float(x[0]), 1), float(y[0])) == (88.1, 75.0)
+    heights = [bar.get_height() for bar in figure.axes[1].patches]
+    assert heights == [0.0] * 13 + [100.0, 0.0]
+
+
 def lines_of_table(said: str) -> list[list[str]]:
     """The lines between the rule below the titles and the notes."""
     lines = said.splitlines()
@@ -266,6 +295,8 @@ def test_a_kept_run_is_tested_as_it_was(tmp_path: Path) -> None:
     assert commands.evaluate(kept, "test", baselines=False) == 0
     first, second = (json.loads((p / "results.json").read_text())["scores"] for p in (path, kept))
     assert first == second
+    best = folder.load(path, "best", experiment.build(config))[1].step
+    assert (folder.steps_taken(path), folder.steps_taken(kept)) == (6, best)
     with pytest.raises(ValueError, match=r"last\.safetensors does not exist"):
         folder.load(kept, "last", experiment.build(config))
 

@@ -89,7 +89,7 @@ def compare(
     folder.write_json(out / "compare.json", as_json(found, metric, shown[-1]))
     with mpl.rc_context(plots.STYLE):
         step_figure(looks(found), metric).savefig(out / "compare.png")
-    say(f"\nplot: {out / 'compare.png'}   numbers: {out / 'compare.json'}")
+    say(f"\nin {out}: compare.json, compare.png")
     return 0
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
 from fmeta.calibration import Reliability
@@ -62,22 +63,28 @@ def scaled(value: float | Tensor, metric: str) -> float:
 
 
 def score_panel(axes: Axes, looks: Sequence[Look], metric: str) -> None:
-    """Means with intervals; a model without steps is a level line."""
+    """Means with intervals, errors on a logarithmic scale; a model without steps is a level line."""
     starts = [estimates(look.curve.scores.values)[0].mean for look in looks]
-    top = 1.2 * max(starts) if metric == "loss" else float("inf")
+    top = 1.2 * max(filter(math.isfinite, starts), default=1.0) if metric == "loss" else math.inf
     for curve, color, label, style, width in looks:
         found = estimates(curve.scores.values)
-        if not adapts(curve):
-            axes.axhline(scaled(found[0].mean, metric), color=color, lw=width, ls=style, label=label)
-            continue
         kept = list(itertools.takewhile(lambda e: e.mean < top, found))  # one that diverges ends there
-        low, mean, high = ([scaled(e.mean + sign * e.interval, metric) for e in kept] for sign in (-1, 0, 1))
+        low, mean, high = ([scaled(e.mean + s * e.interval, metric) for e in kept] for s in (-1, 0, 1))
+        if not adapts(curve):
+            axes.axhspan(low[0], high[0], color=color, alpha=0.12, lw=0)
+            axes.axhline(mean[0], color=color, lw=width, ls=style, label=label)
+            continue
+        label += "" if len(kept) == len(found) else " (diverges)"
         steps = curve.steps[: len(kept)]
         axes.fill_between(steps, low, high, color=color, alpha=0.2, lw=0)
         axes.plot(steps, mean, color=color, lw=width, ls=style, marker="o", ms=3.5, label=label)
     axes.set_ylabel(metric_label(metric))
     if metric == "loss":
-        axes.set_ylim(0, top)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_ylim(top=top)
 
 
 def error_panel(axes: Axes, looks: Sequence[Look]) -> None:

@@ -69,8 +69,8 @@ def report(
     once = experiment.processes.once
     once(lambda: folder.write_json(path / "results.json", found))
     made = once(lambda: plots.draw(path, experiment, state.meta, compared))
-    say(f"\nplots: {', '.join(str(plot) for plot in made)}")
-    say(f"numbers: {path / 'results.json'}   again: {shlex.join(['fmeta', 'eval', str(path)])}")
+    say(f"\nin {path}: results.json, {', '.join(plot.name for plot in made)}")
+    say(f"again: {shlex.join(['fmeta', 'eval', str(path)])}")
     return 0
 
 
