@@ -47,6 +47,7 @@ from fmeta.optim import (
     sgd,
 )
 from fmeta.parts import freeze, last_blocks, norm_names
+from fmeta.predict import meta_predict
 from fmeta.select import select
 from fmeta.sharp import sharpness_aware
 from fmeta.split import split
@@ -123,6 +124,7 @@ __all__ = [
     "meta_eval",
     "meta_grad",
     "meta_init",
+    "meta_predict",
     "meta_step",
     "metacurvature",
     "metaoptnet",

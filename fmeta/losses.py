@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fmeta.calibration import Reliability as Reliability
+from fmeta.calibration import calibration_error as calibration_error
+from fmeta.calibration import reliability as reliability
 from fmeta.types import Batch, LossFn, Metrics, Params, Tree
 
 

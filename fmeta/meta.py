@@ -128,12 +128,7 @@ def meta_eval(
         A function whose metrics are ``[task]``, or ``[task, len(steps)]`` for a sequence.
     """
     runner = make_runner("meta_eval", algorithm, plan)
-    at = (algorithm.inner_loop.steps,) if steps is None else steps
-    at = (at,) if isinstance(at, int) else tuple(at)
-    if not at or not all(type(k) is int and k >= 0 for k in at):
-        raise ValueError(
-            f"meta_eval: steps must be non-negative ints, got {steps!r}. Write steps=[0, 1, 5], say."
-        )
+    at = check_steps("meta_eval", algorithm, steps)
 
     def evaluate(meta: Tree, tasks: TaskBatch) -> Metrics:
         found = runner.metrics("meta_eval", meta, tasks, at)
@@ -194,10 +189,21 @@ def summary(grads: Tree, metrics: Metrics, ok: Tensor) -> Metrics:
     }
 
 
-def make_runner(call: str, algorithm: Any, plan: Any) -> Runner:
+def make_runner(call: str, algorithm: Any, plan: Any, shaped: bool = False) -> Runner:
     """The machinery behind one of the functions above."""
     check_plan(plan)
-    return Runner(check_algorithm(call, algorithm), plan)
+    return Runner(check_algorithm(call, algorithm), plan, shaped)
+
+
+def check_steps(call: str, algorithm: Algorithm, steps: Any) -> tuple[int, ...]:
+    """The numbers of inner steps to stop at; refuses what is none."""
+    at = (algorithm.inner_loop.steps,) if steps is None else steps
+    at = (at,) if isinstance(at, int) else tuple(at)
+    if not at or not all(type(k) is int and k >= 0 for k in at):
+        raise ValueError(
+            f"{call}: steps must be non-negative ints, got {steps!r}. Write steps=[0, 1, 5], say."
+        )
+    return at
 
 
 def check_outer(call: str, outer: Any) -> None:

@@ -115,6 +115,7 @@ def evaluation(mesh: DeviceMesh | None) -> Result:
             evaluate = fmeta.meta_eval(algorithm, plan, steps=[0, 1, 4])
             found[f"{count}, {how}"] = evaluate(meta, reordered(tasks, order))
     found["at the end"] = fmeta.meta_eval(algorithm, Plan(mesh=mesh))(meta, tasks)
+    found["outputs"] = fmeta.meta_predict(algorithm, Plan(mesh=mesh, compile=False), [0, 2])(meta, tasks)
     return found
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from fmeta.train import baselines, cli, commands
+from fmeta.train.arguments import plainly_spelled
 from fmeta.train.config import Config
 from fmeta.train.options import options
 from fmeta.train.recipes import RECIPES
@@ -66,7 +67,8 @@ def test_without_options_a_recipe_is_what_its_function_returns(recipe: str) -> N
 
 
 @pytest.mark.parametrize(
-    "arguments", ["--help", "train --help", "eval --help", "list --help", "train glyphs --help"]
+    "arguments",
+    ["--help", "train --help", "eval --help", "compare --help", "list --help", "train glyphs --help"],
 )
 def test_help_ends_well(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(arguments.split()) == 0
@@ -131,6 +133,13 @@ def test_wrong_command_lines_suggest_the_right_one(
         ("train sinusoid --out a-file", "fmeta: train: --out must be a folder, but a-file is a file."),
         ("train sinusoid --out a-file/run", "fmeta: train: --out must be a folder, but a-file/run is"),
         ("train omniglot --root empty", "fmeta: omniglot: empty must hold images_background"),
+        ("eval run --tasks 0", "fmeta: eval: --tasks must be at least 2, got 0."),
+        ("eval run --steps 1,-1", "fmeta: eval: --steps must be whole numbers of at least 0, got '1,-1'."),
+        ("eval run --steps=a", "fmeta: eval: --steps must be whole numbers of at least 0, got 'a'."),
+        ("eval run --steps 1.5", "fmeta: eval: --steps must be whole numbers of at least 0, got '1.5'."),
+        ("eval run --steps ,", "fmeta: eval: --steps must be whole numbers of at least 0, got ','."),
+        ("compare a b --steps -3", "fmeta: compare: --steps must be whole numbers of at least 0, got '-3'."),
+        ("compare a b --tasks 1", "fmeta: compare: --tasks must be at least 2, got 1."),
     ],
 )
 def test_stated_errors_are_one_line(
@@ -218,6 +227,27 @@ def test_own_warnings_are_short(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 )
 def test_both_ways_to_say_what_is_resumed(given: str, spelled: str) -> None:
     assert cli.resume_spelled_out(given.split()) == spelled.split()
+
+
+@pytest.mark.parametrize(
+    ("given", "spelled"),
+    [
+        ("eval RUN --steps 0,1,3", "eval RUN --steps=0,1,3"),
+        ("eval --steps 0 1, 3 RUN", "eval --steps=0,1,,3 RUN"),
+        ("compare A B --steps=0,1 --test-tasks 5", "compare A B --steps=0,1 --tasks 5"),
+        ("compare A B --steps 0 1 --out 3", "compare A B --steps=0,1 --out 3"),
+        ("eval RUN --test-tasks=5", "eval RUN --tasks=5"),
+        ("eval RUN --steps", "eval RUN --steps"),
+        ("train sinusoid --test-tasks 5", "train sinusoid --test-tasks 5"),
+    ],
+)
+def test_numbers_of_steps_and_old_names(given: str, spelled: str) -> None:
+    assert plainly_spelled(given.split()) == spelled.split()
+
+
+def test_steps_without_a_number_are_a_wrong_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(["eval", "run", "--steps"]) == 2
+    assert "--steps" in capsys.readouterr().err
 
 
 def test_train_resume_list_and_eval_from_end_to_end(

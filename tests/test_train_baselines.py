@@ -1,10 +1,11 @@
-"""The baseline without meta-learning: what it is trained on, and how it is fine-tuned."""
+"""The baselines without meta-learning: what they start from, are trained on, and how they are fine-tuned."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from tiny_runs import Seen, random_pictures, tiny_few_shot, tiny_sinusoid
 import fmeta
 from fmeta.train import baselines, experiment, family
 from fmeta.train.config import FewShotTask, Outer
+from fmeta.train.evaluate import scores
 from fmeta.types import Batch, Task
 
 
@@ -41,58 +43,100 @@ def test_pooled_pictures_have_the_labels_of_their_classes(pictures: None) -> Non
     assert plain.y.max() < len(pool.names)
 
 
-@pytest.mark.parametrize("head", ["drawn", "zeros"])
-@pytest.mark.parametrize("scope", list(baselines.SCOPES))
-def test_fine_tuning_is_gradient_descent_on_the_support_set(
-    tmp_path: Path, pictures: None, head: str, scope: str
-) -> None:
-    built = experiment.build(tiny_few_shot(tmp_path))
-    pretrained = baselines.pooled_model(built)[1]
-    algorithm, meta_of = baselines.fine_tuning(built, pretrained, head)
-    apply, _ = fmeta.functionalize(built.family.model(3))
-    task = fmeta.tree.select(built.test.sampler(built.test.seed, 0), 0)
-    params = {name: leaf for name, leaf in pretrained.items() if not name.startswith("head")}
-    torch.manual_seed(built.config.outer.seed)
-    new = torch.nn.Linear(4, 3)
-    for name, leaf in new.named_parameters():
-        params[f"head.{name}"] = leaf.detach() if head == "drawn" else torch.zeros_like(leaf)
+def descended(loss: Any, start: Any, scope: str, rate: float) -> Any:
+    """Two steps of gradient descent, written out."""
+    params = start
     for _ in range(2):
-        loss = lambda p: torch.nn.functional.cross_entropy(apply(p, task.support.x), task.support.y)  # noqa: E731
         grads = torch.func.grad(loss)(params)
         moves = lambda name: scope == "all weights" or name.startswith("head")  # noqa: E731
-        params = {n: p - 0.3 * grads[n] if moves(n) else p for n, p in params.items()}
+        params = {n: p - rate * grads[n] if moves(n) else p for n, p in params.items()}
+    return params
+
+
+@pytest.mark.parametrize("name", list(baselines.BASELINES))
+@pytest.mark.parametrize("scope", list(baselines.SCOPES))
+def test_fine_tuning_is_gradient_descent_on_the_support_set(
+    tmp_path: Path, pictures: None, name: str, scope: str
+) -> None:
+    built = experiment.build(tiny_few_shot(tmp_path))
+    pretrained = {n: p + 0.1 for n, p in baselines.pooled_model(built)[1].items()}
+    algorithm, meta_of = baselines.fine_tuning(built, baselines.BASELINES[name], pretrained)
+    apply, _ = fmeta.functionalize(built.family.model(3))
+    task = fmeta.tree.select(built.test.sampler(built.test.seed, 0), 0)
+    params = {n: leaf for n, leaf in pretrained.items() if not n.startswith("head")}
+    torch.manual_seed(built.config.outer.seed)
+    for n, leaf in torch.nn.Linear(4, 3).named_parameters():
+        params[f"head.{n}"] = torch.zeros_like(leaf) if name.endswith("zero_head") else leaf.detach()
+    if name == "from_scratch":
+        params = built.params  # what MAML starts from
+    loss = lambda p: torch.nn.functional.cross_entropy(apply(p, task.support.x), task.support.y)  # noqa: E731
     adapted = algorithm.adapt(meta_of(baselines.Setting(scope, 0.3)), task.support)
-    assert_trees_close(adapted.params, params, 1e-5)
+    assert_trees_close(adapted.params, descended(loss, params, scope, 0.3), 1e-5)
 
 
 def test_fine_tuned_regression_keeps_its_head(tmp_path: Path) -> None:
     built = experiment.build(tiny_sinusoid(tmp_path))
-    pretrained = baselines.pooled_model(built)[1]
-    _, meta_of = baselines.fine_tuning(built, pretrained, "zeros")
-    assert_trees_equal(meta_of(baselines.Setting("the head", 0.1))["params"], pretrained)
+    assert baselines.names(built) == ["from_scratch", "no_meta_learning"]
+    pretrained = {n: p + 0.1 for n, p in baselines.pooled_model(built)[1].items()}
+    for name, want in (("no_meta_learning", pretrained), ("from_scratch", built.params)):
+        _, meta_of = baselines.fine_tuning(built, baselines.BASELINES[name], pretrained)
+        assert_trees_equal(meta_of(baselines.Setting("the head", 0.1))["params"], want)
+
+
+def test_from_scratch_is_the_same_for_every_algorithm(tmp_path: Path, pictures: None) -> None:
+    """For those that learn an embedding too: a model with a head, as MAML starts from it."""
+    built = experiment.build(tiny_few_shot(tmp_path, "protonet"))
+    _, meta_of = baselines.fine_tuning(built, baselines.BASELINES["from_scratch"], None)
+    start = meta_of(baselines.Setting("the head", 0.1))["params"]
+    assert_trees_equal(start, experiment.build(tiny_few_shot(tmp_path, "maml")).params)
+
+
+TRAINED = baselines.BASELINES["no_meta_learning"]
 
 
 def test_best_setting_is_chosen_for_each_number_of_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built = experiment.build(tiny_sinusoid(tmp_path))
-    losses = {("all weights", 0.01): [3.0, 1.0, math.nan], ("all weights", 0.1): [3.0, 2.0, 5.0]}
-    losses |= {("the head", 0.01): [3.0, 1.5, 4.0], ("the head", 0.1): [3.0, math.inf, math.nan]}
+    losses = {("all weights", 0.01): [3.0, 1.0, math.nan], ("all weights", 0.1): [3.0, 2.0, math.inf]}
+    losses |= {("the head", 0.01): [3.0, 1.5, 4.0], ("the head", 0.1): [3.0, 0.5, math.nan]}
     monkeypatch.setattr(baselines, "RATES", (0.01, 0.1))
     values = iter(losses.values())
     monkeypatch.setattr(baselines, "per_task", lambda *_: torch.tensor([next(values)] * 2))
-    tuned = baselines.choose(built, baselines.pooled_model(built)[1], "drawn", [0, 1, 2])
+    tuned = baselines.choose(built, TRAINED, baselines.pooled_model(built)[1], [0, 1, 2])
+    assert tuned.rates == {"all weights": [0.01, 0.01, 0.01], "the head": [0.01, 0.1, 0.01]}
     assert [tuple(s) for s in tuned.settings] == [
         ("all weights", 0.01),
-        ("all weights", 0.01),
+        ("the head", 0.1),
         ("the head", 0.01),
     ]
-    monkeypatch.setattr(baselines, "per_task", lambda measure, meta, held, metric: torch.full((2, 3), sum(
-        leaf.sum().item() for leaf in meta["lr"].values()
-    )))  # fmt: skip
-    found = baselines.scores(built, tuned, built.test)
-    assert found.shape == (2, 3)
-    assert found[0, 0] == found[0, 1] > found[0, 2] > 0, "the head has fewer weights that move"
+
+
+def test_scores_are_those_of_the_chosen_settings(tmp_path: Path, pictures: None) -> None:
+    """Every column, of each scope and of the better one, against a measurement with its setting alone."""
+    built = experiment.build(tiny_few_shot(tmp_path))
+    params, steps = baselines.pooled_model(built)[1], [0, 1, 2, 5]
+    algorithm, meta_of = baselines.fine_tuning(built, TRAINED, params)
+    rates = {"all weights": [0.1, 0.3, 0.1, 0.3], "the head": [1.0, 1.0, 3.0, 0.1]}
+    scopes = ["the head", "all weights", "all weights", "the head"]
+    tuned = baselines.FineTuned(algorithm, meta_of, steps, rates, scopes)
+    found = baselines.scores_by_scope(built, tuned, built.test)
+    for scope, values in rates.items():
+        for column, (k, rate) in enumerate(zip(steps, values, strict=True)):
+            predict = fmeta.meta_predict(algorithm, built.plan, steps=[k])
+            want = scores(predict, meta_of(baselines.Setting(scope, rate)), built.test, "accuracy")
+            assert_trees_close(found[scope].values[:, column], want.values[:, 0], 1e-6)
+            assert_trees_close(
+                fmeta.tree.select(found[scope].reliability, column),
+                fmeta.tree.select(want.reliability, 0),
+                1e-6,
+            )
+    best = baselines.best_scores(tuned, found)
+    for column, scope in enumerate(scopes):
+        assert_trees_equal(best.values[:, column], found[scope].values[:, column])
+        assert_trees_equal(
+            fmeta.tree.select(best.reliability, column), fmeta.tree.select(found[scope].reliability, column)
+        )
 
 
 def test_baseline_learns_the_training_classes(tmp_path: Path, pictures: None) -> None:
@@ -115,5 +159,5 @@ def test_diverging_baseline_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(ValueError, match="the baseline diverged at step 10"):
         baselines.pretrain(diverging, 20, Seen().hooks)
     monkeypatch.setattr(baselines, "per_task", lambda *_: torch.tensor([[math.nan]]))
-    with pytest.raises(ValueError, match="the baseline diverged at every fine-tuning rate"):
-        baselines.choose(built, baselines.pooled_model(built)[1], "drawn", [1])
+    with pytest.raises(ValueError, match="the baseline 'fine-tuned' diverged at every fine-tuning rate"):
+        baselines.choose(built, TRAINED, baselines.pooled_model(built)[1], [1])

@@ -19,7 +19,8 @@ from fmeta.train import baselines, commands, experiment, family, folder, plots
 from fmeta.train.choices import EMBEDDINGS, STEPLESS, WEIGHTS
 from fmeta.train.cli import main
 from fmeta.train.config import Outer
-from fmeta.train.evaluate import Compared, Estimate, as_json, differences, estimate
+from fmeta.train.curves import Look, reliability_figure, step_figure
+from fmeta.train.evaluate import Compared, Curve, Estimate, Scores, as_json, differences, estimate, paired
 from fmeta.train.report import report
 from fmeta.train.run import run
 from fmeta.train.table import written
@@ -36,6 +37,17 @@ def few_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(baselines, "RATES", (0.01, 0.1))
 
 
+def check_fine_tuning(result: dict[str, Any]) -> None:
+    """The scores of a baseline are those of the scope that was chosen for each number of steps."""
+    for name, found in result["fine_tuning"].items():
+        assert found["steps"] == list(range(11)) and len(found["chosen"]) == 11
+        for column, (scope, rate) in enumerate(found["chosen"]):
+            assert found["scopes"][scope]["rates"][column] == rate
+            for number in {"mean", "interval_95", "ece"} & set(found["scopes"][scope]):
+                assert result["scores"][name][number][column] == found["scopes"][scope][number][column]
+        assert set(found["scopes"]) == {"all weights", "the head"}
+
+
 def test_sinusoid_run_leaves_everything_in_its_folder(tmp_path: Path, few_rates: None, capsys: Any) -> None:
     path = tmp_path / "run"
     assert commands.train(tiny_sinusoid(path), "fmeta train sinusoid") == 0
@@ -49,9 +61,10 @@ def test_sinusoid_run_leaves_everything_in_its_folder(tmp_path: Path, few_rates:
     assert result["steps"] == list(range(11))
     assert result["command"] == "fmeta train sinusoid"
     assert result["headline"]["mean"] == result["scores"]["meta_learned"]["mean"][2]
-    assert set(result["meta_learned_minus"]) == {"no_adaptation", "no_meta_learning"}
+    assert set(result["meta_learned_minus"]) == {"no_adaptation", "from_scratch", "no_meta_learning"}
     assert result["baseline_steps"] == 6
-    assert len(result["fine_tuning"]["no_meta_learning"]) == 11
+    assert "ece" not in result["headline"]
+    check_fine_tuning(result)
     for plot in path.glob("*.png"):
         with Image.open(plot) as image:
             assert image.size[0] > 600 and len(image.convert("L").getcolors()) > 10, f"{plot} is empty"
@@ -73,9 +86,7 @@ def test_evaluating_again_gives_the_same_result_and_keeps_the_baseline(
     again = json.loads((path / "results.json").read_text())
     assert again.pop("command") == "eval" and first.pop("command") == "train"
     assert again == first
-    assert (
-        commands.evaluate(path, "eval", checkpoint="last", test_tasks=4, baselines=False, device="cpu") == 0
-    )
+    assert commands.evaluate(path, "eval", checkpoint="last", tasks=4, baselines=False, device="cpu") == 0
     last = json.loads((path / "results.json").read_text())
     assert (last["tasks"], last["checkpoint"], "no_meta_learning" in last["scores"]) == (4, "last", False)
 
@@ -113,9 +124,19 @@ def test_few_shot_run_with_every_algorithm(
     curve = result["scores"]["meta_learned"]["mean"]
     assert len(curve) == (1 if algorithm in STEPLESS else 11)
     assert all(0 <= value <= 1 for value in curve)
-    assert (path / "episode.png").stat().st_size > 5_000
-    assert (path / "steps.png").exists() == (algorithm not in STEPLESS)
-    assert set(result["scores"]) >= {"meta_learned", "no_meta_learning", "no_meta_learning_zero_head"}
+    assert result["scores"]["meta_learned"]["steps"] == list(range(len(curve)))
+    for plot in ("episode", "steps", "calibration"):
+        assert (path / f"{plot}.png").stat().st_size > 5_000
+    names = {"from_scratch", "no_meta_learning", "no_meta_learning_zero_head"}
+    assert set(result["scores"]) - {"no_adaptation"} == {"meta_learned", *names}
+    for name in names:  # the baselines adapt, whether the algorithm does or not
+        assert len(result["scores"][name]["mean"]) == len(result["scores"][name]["ece"]) == 11
+        assert len(result["meta_learned_minus"][name]["mean"]) == 11
+    check_fine_tuning(result)
+
+
+def curve(name: str, values: torch.Tensor, steps: list[int] | None = None) -> Curve:
+    return Curve(name, steps or list(range(values.shape[1])), Scores(values, None))
 
 
 def test_intervals_and_paired_differences() -> None:
@@ -126,11 +147,107 @@ def test_intervals_and_paired_differences() -> None:
         found.interval, 1.96 * math.sqrt(14 / 3) / 2
     )  # squares of -2, -1, 0, 3 over n - 1 = 3
     learned = torch.stack([values, values - 1], dim=1)
-    compared = Compared([0, 1], "loss", learned, {"no_meta_learning": learned + torch.tensor([0.5, 2.0])})
+    tuned = curve("fine-tuned", learned + torch.tensor([0.5, 2.0]))
+    compared = Compared("loss", curve("maml", learned), {"no_meta_learning": tuned})
     paired = differences(compared)
     assert [tuple(e) for e in paired["no_adaptation"]] == [(0.0, 0.0), (-1.0, 0.0)]
     assert [tuple(e) for e in paired["no_meta_learning"]] == [(-0.5, 0.0), (-2.0, 0.0)]
     assert as_json(compared)["meta_learned_minus"]["no_meta_learning"]["mean"] == [-0.5, -2.0]
+
+
+def test_differences_of_models_with_and_without_steps() -> None:
+    """After the same number of steps; without steps there is one score, compared at the end that is shown."""
+    values = torch.tensor([[1.0, 2.0, 3.0, 5.0], [1.0, 4.0, 6.0, 9.0]]).double()
+    adapting, level = curve("maml", values, [0, 1, 2, 10]), curve("protonet", values[:, 1:2])
+    fewer = curve("anil", values[:, [0, 3]] + 1, [1, 10])
+    assert paired(fewer, adapting, 10).tolist() == [[0.0, 1.0], [-2.0, 1.0]]
+    assert paired(level, adapting, 2).tolist() == [[-1.0], [-2.0]]
+    assert paired(level, adapting, 10).tolist() == [[-3.0], [-5.0]]
+    assert paired(adapting, level, 10).tolist() == [[-1.0, 0.0, 1.0, 3.0], [-3.0, 0.0, 2.0, 5.0]]
+    assert paired(level, level, 0).tolist() == [[0.0], [0.0]]
+
+
+@pytest.mark.parametrize("algorithm", ["maml", "protonet", "protomaml"])
+def test_calibration_is_of_all_queries_of_all_tasks(
+    tmp_path: Path, pictures: None, few_rates: None, algorithm: str
+) -> None:
+    path = tmp_path / "run"
+    config = tiny_few_shot(path, algorithm)
+    config = replace(config, report=replace(config.report, test_tasks=52, baselines=False))
+    assert commands.train(config, "test") == 0
+    result = json.loads((path / "results.json").read_text())
+    built, meta = folder.load_run(path)
+    logits, labels = [], []
+    for batch, count in enumerate((50, 2)):
+        tasks = built.test.sampler(built.test.seed, batch)
+        for index in range(count):
+            task = fmeta.tree.select(tasks, index)
+            steps = result["headline"]["steps"]
+            logits.append(plots.predicted(built, meta, task, task.query.x, steps))
+            labels.append(task.query.y)
+    ece = fmeta.losses.calibration_error(torch.cat(logits), torch.cat(labels)).item()
+    assert ece > 0.01
+    assert result["headline"]["ece"] == pytest.approx(ece, abs=1e-5)
+    right = (torch.cat(logits).argmax(1) == torch.cat(labels)).double().mean().item()
+    assert result["headline"]["mean"] == pytest.approx(right)
+
+
+def test_curves_end_where_they_diverge(tmp_path: Path) -> None:
+    falling = torch.tensor([[3.0, 1.0, 0.5], [2.0, 1.0, 0.4]]).double()
+    wild = torch.tensor([[3.0, 1.0, 1e9], [2.0, 1.0, math.nan]]).double()
+    looks = [Look(curve("maml", falling), "C0", "maml"), Look(curve("metasgd", wild), "C1", "metasgd")]
+    looks.append(Look(curve("bad", falling * math.nan), "C2", "bad"))
+    figure = step_figure(looks, "loss", start=True)
+    figure.savefig(tmp_path / "steps.png")
+    said = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert said == ["maml", "metasgd (diverges)", "bad (diverges)", "no adaptation"]
+    drawn = [line.get_xdata() for line in figure.axes[0].lines]
+    assert [len(x) for x in drawn[:3]] == [3, 2, 0]
+
+
+def test_reliability_is_drawn_of_the_step_that_is_said(tmp_path: Path) -> None:
+    logits = torch.tensor([[2.0, 0.0]] * 4).double()  # 88 % sure
+    sums = [fmeta.losses.reliability(logits, torch.tensor(labels)) for labels in ([1, 1, 1, 1], [0, 0, 0, 1])]
+    values = torch.tensor([[0.0, 0.75]]).double()
+    learned = Curve("maml", [0, 1], Scores(values, fmeta.tree.stack(sums)))
+    figure = reliability_figure([Look(learned, "C0", "maml")], [1], "after 1 step")
+    figure.savefig(tmp_path / "calibration.png")
+    assert figure.axes[0].get_title(loc="left") == "after 1 step"
+    assert [text.get_text() for text in figure.legends[0].get_texts()][1] == "maml\nECE 13.1 %"
+    (x, y) = figure.axes[0].lines[1].get_data()
+    assert (round(float(x[0]), 1), float(y[0])) == (88.1, 75.0)
+    heights = [bar.get_height() for bar in figure.axes[1].patches]
+    assert heights == [0.0] * 13 + [100.0, 0.0]
+
+
+def lines_of_table(said: str) -> list[list[str]]:
+    """The lines between the rule below the titles and the notes."""
+    lines = said.splitlines()
+    assert all(len(line) <= 100 for line in lines if "/" not in line), "wider than 100 columns"
+    begin = next(i for i, line in enumerate(lines) if line.startswith("---")) + 1
+    end = next(i for i, line in enumerate(lines) if "er is better." in line)
+    return [line.replace(" ± ", "±").split() for line in lines[begin : end - 1]]
+
+
+def test_eval_shows_the_steps_that_are_asked_for(
+    tmp_path: Path, pictures: None, few_rates: None, capsys: Any
+) -> None:
+    path = tmp_path / "run"
+    assert commands.train(tiny_few_shot(path), "test") == 0
+    capsys.readouterr()
+    for steps in (["--steps", "12,0,1"], ["--steps", "0", "1", "12"], ["--steps=0,1,12"]):
+        assert main(["eval", *steps, str(path), "--tasks", "7"]) == 0
+        said = capsys.readouterr().out
+        rows = lines_of_table(said)
+        names = ["maml", "from scratch", "fine-tuned", "zero head"]
+        assert [" ".join(row[: row.index("0")]) for row in rows[::4]] == names
+        assert [row[0] for row in rows[1::4]] == ["1"] * 4 and [row[0] for row in rows[2::4]] == ["12"] * 4
+        assert "on 7 unseen tasks" in said and "ECE" in said and "maml minus it" in said
+        result = json.loads((path / "results.json").read_text())
+        assert result["steps"] == [*range(11), 12] and result["tasks"] == 7
+        ece = result["scores"]["no_meta_learning_zero_head"]["ece"][11]
+        assert rows[14][2] == f"{100 * ece:.1f}"
+        assert result["headline"]["mean"] == result["scores"]["meta_learned"]["mean"][2]
 
 
 @pytest.mark.parametrize(
@@ -178,39 +295,113 @@ def test_a_kept_run_is_tested_as_it_was(tmp_path: Path) -> None:
     assert commands.evaluate(kept, "test", baselines=False) == 0
     first, second = (json.loads((p / "results.json").read_text())["scores"] for p in (path, kept))
     assert first == second
+    best = folder.load(path, "best", experiment.build(config))[1].step
+    assert (folder.steps_taken(path), folder.steps_taken(kept)) == (6, best)
     with pytest.raises(ValueError, match=r"last\.safetensors does not exist"):
         folder.load(kept, "last", experiment.build(config))
 
 
+def trained(path: Path, config: Any) -> Path:
+    run(folder.create(replace(config, out=path), "test"), experiment.build(config))
+    return path
+
+
 def test_runs_are_compared_on_the_same_tasks(tmp_path: Path, capsys: Any) -> None:
-    paths = [tmp_path / name for name in ("maml", "cavia")]
-    for path in paths:
-        config = tiny_sinusoid(path)
-        config = replace(config, inner=replace(config.inner, algorithm=path.name))
-        run(folder.create(config, "test"), experiment.build(config))
+    config = tiny_sinusoid(tmp_path)
+    paths = [
+        trained(tmp_path / name, replace(config, inner=replace(config.inner, algorithm=name)))
+        for name in ("maml", "cavia")
+    ]
     out = tmp_path / "compared"
     assert main(["compare", *map(str, paths), "--out", str(out), "--test-tasks", "12"]) == 0
     said = capsys.readouterr().out
-    assert "minus maml" in said and "cavia" in said
+    assert "minus maml" in said and "cavia" in said and "ECE" not in said
+    assert [row[0] for row in lines_of_table(said) if row] == ["maml", *"1235", "10", "cavia", *"1235", "10"]
     found = json.loads((out / "compare.json").read_text())
     first, second = found["runs"]
     assert found["tasks"] == 12 and [row["mean"] for row in first["minus_first"]] == [0.0] * 11
     for a, b, d in zip(first["scores"], second["scores"], second["minus_first"], strict=True):
         assert d["mean"] == pytest.approx(b["mean"] - a["mean"])
+    assert "baselines" not in found and "ece" not in first
     with Image.open(out / "compare.png") as picture:
         assert picture.size[0] > 500
 
 
+def test_runs_and_their_baselines_are_compared(
+    tmp_path: Path, pictures: None, few_rates: None, capsys: Any
+) -> None:
+    """Runs that differ in their algorithm alone share their baselines; scores are those of each alone."""
+    paths = [trained(tmp_path / name, tiny_few_shot(tmp_path, name)) for name in ("protonet", "maml", "anil")]
+    assert main(["eval", str(paths[1]), "--tasks", "9"]) == 0  # stores the model of all training classes
+    capsys.readouterr()
+    out = tmp_path / "compared"
+    arguments = ["compare", *map(str, paths), "--out", str(out), "--tasks", "9", "--steps", "0,1,4"]
+    assert main([*arguments, "--baselines"]) == 0
+    said = capsys.readouterr().out
+    assert "steps on all training tasks together\n" not in said, "trained again"
+    rows = [row for row in lines_of_table(said) if row]
+    assert len(rows) == 1 + 5 * 3
+    assert rows[0][:2] == ["protonet", "-"]
+    found = json.loads((out / "compare.json").read_text())
+    assert [row["name"] for row in found["runs"]] == ["protonet", "maml", "anil"]
+    assert [row["name"] for row in found["baselines"]] == ["from scratch", "fine-tuned", "zero head"]
+    assert {row["run"] for row in found["baselines"]} == {str(paths[1])}
+    alone = json.loads((paths[1] / "results.json").read_text())["scores"]
+    maml = found["runs"][1]
+    for row, name in ((maml, "meta_learned"), *((row, row["baseline"]) for row in found["baselines"])):
+        assert [score["mean"] for score in row["scores"]] == pytest.approx(alone[name]["mean"])
+        assert row["ece"] == pytest.approx(alone[name]["ece"])
+        for score, difference in zip(row["scores"], row["minus_first"], strict=True):
+            first = found["runs"][0]["scores"][0]["mean"]
+            assert difference["mean"] == pytest.approx(score["mean"] - first)
+    assert found["baselines"][0]["fine_tuning"]["steps"] == list(range(11))
+
+
+def test_baselines_that_differ_are_named_after_their_runs(
+    tmp_path: Path, pictures: None, few_rates: None, capsys: Any
+) -> None:
+    """Another number of training steps is another pre-trained model, but no other random one."""
+    config = tiny_few_shot(tmp_path)
+    longer = replace(config, outer=replace(config.outer, outer_steps=4))
+    paths = [trained(tmp_path / "short", config), trained(tmp_path / "long", longer)]
+    out = str(tmp_path / "compared")
+    assert main(["compare", *map(str, paths), "--out", out, "--tasks", "5", "--baselines"]) == 0
+    said = capsys.readouterr().out
+    found = json.loads((Path(out) / "compare.json").read_text())["baselines"]
+    assert [row["name"] for row in found] == [
+        "from scratch", "fine-tuned (short)", "zero head (short)", "fine-tuned (long)", "zero head (long)",
+    ]  # fmt: skip
+    assert "trained for as many steps as its run" in " ".join(said.split())
+    lines_of_table(said)
+
+
+def test_options_of_training_tasks_alone_do_not_matter(tmp_path: Path, pictures: None, capsys: Any) -> None:
+    config = tiny_few_shot(tmp_path)
+    task = replace(config.task, queries=3, test_queries=2, rotations=False)
+    paths = [trained(tmp_path / "a", config), trained(tmp_path / "b", replace(config, task=task))]
+    out = str(tmp_path / "compared")
+    assert main(["compare", *map(str, paths), "--out", out, "--tasks", "5"]) == 0
+    assert {row[0] for row in lines_of_table(capsys.readouterr().out) if row} >= {"a", "b"}
+
+
 def test_what_does_not_compare_is_refused(tmp_path: Path, capsys: Any, pictures: None) -> None:
-    one, other = tiny_sinusoid(tmp_path / "a"), tiny_few_shot(tmp_path / "b")
-    for config in (one, other):
-        folder.create(config, "test")
-    assert main(["compare", str(tmp_path / "a")]) == 1
-    assert "at least two runs are needed, got 1" in capsys.readouterr().err
-    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 1
-    assert "runs must have the same test tasks" in capsys.readouterr().err
-    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "a"), "--test-tasks", "1"]) == 1
-    assert "--test-tasks must be at least 2" in capsys.readouterr().err
+    config = tiny_few_shot(tmp_path)
+    more = replace(config, task=replace(config.task, queries=3, test_queries=5))
+    for name, one in {"a": tiny_sinusoid(tmp_path), "b": config, "c": more}.items():
+        folder.create(replace(one, out=tmp_path / name), "test")
+    refused = {
+        ("a",): "compare: at least two runs are needed, got 1",
+        ("a", "b"): "b differs from {}/a in recipe. Compare runs of one recipe",
+        ("b", "c"): "c differs from {}/b in queries, test_queries. Compare runs of one recipe",
+        ("b", "b", "--tasks", "1"): "compare: --tasks must be at least 2, got 1",
+        ("b", "b", "--steps", "0,x"): "compare: --steps must be whole numbers of at least 0, got '0,x'",
+    }
+    for given, said in refused.items():
+        paths = [str(tmp_path / word) if word in "abc" else word for word in given]
+        assert main(["compare", *paths, "--out", str(tmp_path / "compared")]) == 1
+        printed = capsys.readouterr().err
+        assert said.format(tmp_path) in printed and printed.count("\n") == 1
+    assert not (tmp_path / "compared").exists()
 
 
 def test_tasks_that_diverge_are_named_in_the_table() -> None:

@@ -66,8 +66,8 @@ class Found(NamedTuple):
     bytes: int = 0  # of all that these compute
 
 
-def inspect(call: str, loop: InnerLoop, plan: Plan, meta: Tree, tasks: Task) -> Found:
-    """Run one task's functions eagerly and check what they do."""
+def inspect(call: str, loop: InnerLoop, plan: Plan, meta: Tree, tasks: Task, shaped: bool = False) -> Found:
+    """Run one task's functions eagerly and check what they do; ``shaped`` metrics may have dimensions."""
     record, captures = Record(), False
     check_steps(call, loop, tasks)
     meta = tree.map(own, meta)
@@ -76,9 +76,9 @@ def inspect(call: str, loop: InnerLoop, plan: Plan, meta: Tree, tasks: Task) -> 
         versions = [(name, leaf, version(leaf)) for name, leaf in tree.paths((meta, task))]
         with torch.random.fork_rng(), differentiable():
             with checking_labels(), explained(call, task):
-                captures = evaluate(call, loop, meta, task) or captures
+                captures = evaluate(call, loop, meta, task, shaped) or captures
             with record, torch.no_grad():
-                evaluate(call, loop, meta, task)
+                evaluate(call, loop, meta, task, shaped)
         for name, leaf, before in versions:
             if version(leaf) != before:
                 raise ValueError(
@@ -89,12 +89,13 @@ def inspect(call: str, loop: InnerLoop, plan: Plan, meta: Tree, tasks: Task) -> 
     return Found(bool(record.random), captures, record.flops // len(chosen), record.bytes // len(chosen))
 
 
-def evaluate(call: str, loop: InnerLoop, meta: Tree, task: Task) -> bool:
+def evaluate(call: str, loop: InnerLoop, meta: Tree, task: Task, shaped: bool) -> bool:
     """Call the functions of one task once, checking what they return; whether that has an autograd graph."""
     k = torch.zeros((), dtype=torch.int64, device=tree.device(meta, task))
     params = loop.start(meta, task.support)
-    losses: dict[str, Any] = {"the query loss": loop.outer(params, meta, task)}
-    results: list[Tree] = [losses]
+    outer = loop.outer(params, meta, task)
+    losses: dict[str, Any] = {"the query loss": outer[0] if shaped else outer}
+    results: list[Tree] = [losses, outer]
     if loop.steps:
         losses["the support loss"] = loop.loss(params, meta, batch_of_step(loop, task.support, 0), k)
         rule = loop.inner(meta, k)

@@ -44,10 +44,11 @@ Build = Callable[[InnerLoop, Mode], Callable[..., Any]]
 class Runner:
     """An inner loop under a plan; remembers kernels and what was found out about the loop."""
 
-    def __init__(self, loop: InnerLoop, plan: Plan) -> None:
-        """Nothing is looked at before the first call."""
+    def __init__(self, loop: InnerLoop, plan: Plan, shaped: bool = False) -> None:
+        """Nothing is looked at before the first call. ``shaped``: metrics of a task need not be single numbers."""
         load_forward_mode()
         self.loop, self.plan, self.ranks = lowered(loop, plan.precision), plan, ranks_of(plan.mesh)
+        self.shaped = shaped
         self.looked_at: dict[Any, Found] = {}
         self.traits: Traits | None = None
         self.built: dict[Any, Any] = {}
@@ -77,7 +78,7 @@ class Runner:
         if torch._C._functorch.peek_interpreter_stack() is None:
             key = (torch.is_grad_enabled(), signature(meta, tasks))
             if key not in self.looked_at:
-                self.looked_at[key] = inspect(call, self.loop, self.plan, meta, tasks)
+                self.looked_at[key] = inspect(call, self.loop, self.plan, meta, tasks, self.shaped)
             found = self.looked_at[key]
         if self.traits is None and self.plan.engine != "autograd":
             with torch.set_grad_enabled(inside), differentiable(), torch.random.fork_rng():
@@ -149,7 +150,7 @@ class Runner:
         return grads, (metrics, ok.mT)
 
     def metrics(self, call: str, meta: Tree, tasks: TaskBatch, at: tuple[int, ...]) -> Metrics:
-        """Metrics ``[task, len(at)]`` of all tasks."""
+        """Metrics ``[task, len(at), ...]`` of all tasks."""
         make = partial(self.evaluator, at)
         share, found = self.over_chunks(call, meta, tasks, make, training=False)
         parts = [part for _, part in found]

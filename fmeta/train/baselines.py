@@ -1,51 +1,80 @@
-"""The baseline without meta-learning: one model for all training tasks, fine-tuned on each test task.
+"""Baselines without meta-learning, each fine-tuned on the support set of a task.
 
-It gets what the meta-learned model gets: the same architecture, optimiser, rate, schedule, number of training
-steps and, in each step, the same number of examples (support and query pooled). For regression that is one
-network for all waves. For classification it is one classifier of all training classes, whose head is then
-replaced. Fine-tuning is gradient descent on the support set, of all weights or of the head alone, at one of
-several rates; for every number of steps the best scope and rate on the validation tasks are taken.
-
-The usual new head is drawn at random. One of zeros is measured too: its first step puts the mean of a class's
+``from_scratch``: random weights, drawn as those that MAML starts from with the same seed.
+``no_meta_learning``: one model trained on all training tasks together. It gets what the meta-learned model gets:
+the same architecture, optimiser, rate, schedule, number of training steps and, in each step, the same number of
+examples (support and query pooled). For regression that is one network for all waves. For classification it is
+one classifier of all training classes, whose head is then replaced by one drawn at random.
+``no_meta_learning_zero_head``: the same with a new head of zeros. Its first step puts the mean of a class's
 embeddings into the weights of that class, so that it is a nearest-mean classifier with a pre-trained
 embedding, which is closer to a prototypical network than to fine-tuning, and harder to beat.
+
+Fine-tuning is gradient descent on the support set, of all weights or of the head alone, at one of several
+rates; for every number of steps the best scope and rate on the validation tasks are taken.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import fmeta
-from fmeta.train.evaluate import Held, per_task
+from fmeta.train.evaluate import Held, Scores, joined, per_task, scores
 from fmeta.train.experiment import Experiment, make_outer
 from fmeta.train.loop import Hooks, Progress, Settings, fit, is_better
 from fmeta.types import Algorithm, Params, Tree
 
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 SCOPES = {"all weights": "*", "the head": "head"}
-HEADS = {"no_meta_learning": "drawn", "no_meta_learning_zero_head": "zeros"}
-"""The new head of each baseline, by its name in results.json."""
+
+
+class Baseline(NamedTuple):
+    """What a model without meta-learning starts from."""
+
+    title: str
+    pretrained: bool
+    head: Literal["drawn", "zeros"] = "drawn"
+    """The new head of a pre-trained classifier."""
+
+
+BASELINES = {
+    "from_scratch": Baseline("from scratch", pretrained=False),
+    "no_meta_learning": Baseline("fine-tuned", pretrained=True),
+    "no_meta_learning_zero_head": Baseline("zero head", pretrained=True, head="zeros"),
+}
+"""By their name in results.json."""
 
 
 class Setting(NamedTuple):
-    """How a pre-trained model is fine-tuned."""
+    """How a model is fine-tuned."""
 
     scope: str
     rate: float
 
 
 class FineTuned(NamedTuple):
-    """A pre-trained model with what was chosen on validation tasks."""
+    """What a model is fine-tuned from, with what was chosen on validation tasks."""
 
     algorithm: Algorithm
     meta: Callable[[Setting], Tree]
     steps: list[int]
-    settings: list[Setting]
-    """For each number of steps."""
+    rates: dict[str, list[float]]
+    """The best rate of each scope, for each number of steps."""
+    scopes: list[str]
+    """The best scope, for each number of steps."""
+
+    @property
+    def settings(self) -> list[Setting]:
+        """What was chosen, for each number of steps."""
+        return [Setting(scope, self.rates[scope][i]) for i, scope in enumerate(self.scopes)]
+
+
+def names(experiment: Experiment) -> list[str]:
+    """The baselines of a run: without new heads there is one pre-trained model to fine-tune."""
+    return [name for name, one in BASELINES.items() if needs_head(experiment) or one.head == "drawn"]
 
 
 def pooled_model(experiment: Experiment) -> tuple[Callable[..., Any], Params]:
@@ -98,29 +127,27 @@ def needs_head(experiment: Experiment) -> bool:
 
 
 def fine_tuning(
-    experiment: Experiment, params: Params, head: str
+    experiment: Experiment, baseline: Baseline, pretrained: Params | None
 ) -> tuple[Algorithm, Callable[[Setting], Tree]]:
-    """Gradient descent from the pre-trained weights: the algorithm, and its meta for a scope and rate.
+    """Gradient descent from a baseline's weights: the algorithm, and its meta for a scope and rate.
 
     The rates are data of Meta-SGD, so that all of them share one kernel.
 
     Args:
         experiment: the run that this is the baseline of.
-        params: the pre-trained weights.
-        head: ``"drawn"`` or ``"zeros"``, where a new one is needed.
+        baseline: which.
+        pretrained: the weights of ``pretrain``, where it starts from them.
     """
-    family = experiment.family
+    family, seed = experiment.family, experiment.config.outer.seed
+    torch.manual_seed(seed)
     module = family.model(family.outputs)
-    if needs_head(experiment):
-        torch.manual_seed(experiment.config.outer.seed)
-        new_head(module.head, head)  # type: ignore[arg-type]
-    apply, fresh = fmeta.functionalize(module.to(experiment.device))
-    kept = {
-        name: leaf
-        for name, leaf in params.items()
-        if not (needs_head(experiment) and name.startswith("head."))
-    }
-    start = fresh | kept
+    replaced = baseline.pretrained and needs_head(experiment)
+    if replaced:
+        torch.manual_seed(seed)
+        new_head(module.head, baseline.head)  # type: ignore[arg-type]
+    apply, start = fmeta.functionalize(module.to(experiment.device))
+    if baseline.pretrained and pretrained is not None:
+        start |= {n: leaf for n, leaf in pretrained.items() if not (replaced and n.startswith("head."))}
     algorithm = fmeta.metasgd(family.loss(apply), steps=experiment.config.inner.test_steps, lr=1.0)
 
     def meta(setting: Setting) -> Tree:
@@ -142,30 +169,57 @@ def new_head(layer: nn.Linear, head: str) -> None:
     nn.init.zeros_(layer.bias)
 
 
-def choose(experiment: Experiment, params: Params, head: str, steps: list[int]) -> FineTuned:
+def choose(
+    experiment: Experiment, baseline: Baseline, pretrained: Params | None, steps: list[int]
+) -> FineTuned:
     """Fine-tune with every scope and rate on the validation tasks; keep the best for each number of steps."""
-    algorithm, meta = fine_tuning(experiment, params, head)
+    algorithm, meta = fine_tuning(experiment, baseline, pretrained)
     metric = experiment.family.metric
-    measure = fmeta.meta_eval(algorithm, experiment.plan, steps=steps)
-    tried = [Setting(scope, rate) for scope in SCOPES for rate in RATES]
-    means = [per_task(measure, meta(setting), experiment.val, metric).mean(0).tolist() for setting in tried]
-    chosen: list[Setting] = []
-    for values in zip(*means, strict=True):
-        best: int | None = None
-        for index, value in enumerate(values):
-            if is_better(value, None if best is None else values[best], higher=metric == "accuracy"):
-                best = index
+    predict = fmeta.meta_predict(algorithm, experiment.plan, steps=steps)
+    found: dict[Setting, list[float]] = {}
+    for setting in (Setting(scope, rate) for scope in SCOPES for rate in RATES):
+        found[setting] = per_task(predict, meta(setting), experiment.val, metric).mean(0).tolist()
+    rates: dict[str, list[float]] = {scope: [] for scope in SCOPES}
+    scopes: list[str] = []
+    for column in range(len(steps)):
+        values = {setting: means[column] for setting, means in found.items()}
+        best = best_of(values, higher=metric == "accuracy")
         if best is None:
             raise ValueError(
-                "train: the baseline diverged at every fine-tuning rate. Leave it out with --no-baselines."
+                f"train: the baseline {baseline.title!r} diverged at every fine-tuning rate. Leave the baselines "
+                "out with --no-baselines."
             )
-        chosen.append(tried[best])
-    return FineTuned(algorithm, meta, steps, chosen)
+        scopes.append(best.scope)
+        for scope in SCOPES:
+            own = {s: value for s, value in values.items() if s.scope == scope}
+            # where all of them diverge, the smallest shows that
+            rates[scope].append((best_of(own, metric == "accuracy") or Setting(scope, RATES[0])).rate)
+    return FineTuned(algorithm, meta, steps, rates, scopes)
 
 
-def scores(experiment: Experiment, tuned: FineTuned, held: Held) -> Tensor:
-    """The metric of held-out tasks, ``[tasks, steps]``, each column with the setting chosen for it."""
-    measure = fmeta.meta_eval(tuned.algorithm, experiment.plan, steps=tuned.steps)
-    metric = experiment.family.metric
-    found = {s: per_task(measure, tuned.meta(s), held, metric) for s in dict.fromkeys(tuned.settings)}
-    return torch.stack([found[setting][:, column] for column, setting in enumerate(tuned.settings)], dim=1)
+def best_of(values: dict[Setting, float], higher: bool) -> Setting | None:
+    """The setting with the best value, the first of equals; None if none is finite."""
+    best: Setting | None = None
+    for setting, value in values.items():
+        if is_better(value, None if best is None else values[best], higher):
+            best = setting
+    return best
+
+
+def scores_by_scope(experiment: Experiment, tuned: FineTuned, held: Held) -> dict[str, Scores]:
+    """The scores of held-out tasks with each scope, every number of steps at the rate chosen for it."""
+    found: dict[str, Scores] = {}
+    for scope, rates in tuned.rates.items():
+        columns: dict[int, tuple[Scores, int]] = {}
+        for rate in dict.fromkeys(rates):
+            at = [i for i, other in enumerate(rates) if other == rate]
+            predict = fmeta.meta_predict(tuned.algorithm, experiment.plan, steps=[tuned.steps[i] for i in at])
+            part = scores(predict, tuned.meta(Setting(scope, rate)), held, experiment.family.metric)
+            columns |= {i: (part, place) for place, i in enumerate(at)}
+        found[scope] = joined([columns[i] for i in range(len(rates))])
+    return found
+
+
+def best_scores(tuned: FineTuned, by_scope: dict[str, Scores]) -> Scores:
+    """The scores with the scope that was chosen for each number of steps."""
+    return joined([(by_scope[scope], i) for i, scope in enumerate(tuned.scopes)])

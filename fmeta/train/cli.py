@@ -9,15 +9,16 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, fields, make_dataclass
+from dataclasses import fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, cast
+from typing import Annotated, Any, Union, cast
 
 import tyro
 
 from fmeta.parallel import Elsewhere, launched
 from fmeta.train.adapt_command import AdaptCommand
-from fmeta.train.config import Config, MaybeCompile, MaybeInt, MaybePath, MaybeStr
+from fmeta.train.arguments import CompareCommand, EvalCommand, ListCommand, plainly_spelled
+from fmeta.train.config import Config
 from fmeta.train.export_command import ExportCommand, export_command
 from fmeta.train.recipes import RECIPES
 from fmeta.types import MetaLearningWarning
@@ -31,49 +32,6 @@ Exit codes: 0 done; 1 an error, said in one line (--debug shows where it came fr
 130 stopped by Ctrl-C."""
 STATED = (ValueError, TypeError, NotImplementedError, RuntimeError, OSError, ImportError)
 """What is shown as one line. Anything else is a bug of fmeta, and shown whole."""
-
-
-@dataclass(frozen=True)
-class EvalCommand:
-    """Test a run: adapt to test tasks, compare with the baselines, write results.json and plots."""
-
-    run: tyro.conf.Positional[Path]
-    """A run folder, as `fmeta train` makes it."""
-    checkpoint: Literal["best", "last"] = "best"
-    """Which checkpoint: the best on validation tasks, or the last."""
-    test_tasks: MaybeInt = None
-    """Test tasks; as many as the run's config says if not given."""
-    baselines: bool = True
-    """Compare with the model without meta-learning; it is trained first if the run has none yet."""
-    root: MaybePath = None
-    """Folder of the data set, if it is not where it was in training."""
-    device: MaybeStr = None
-    """auto, cpu, cuda or cuda:1, ...; as in training if not given, and so the next two."""
-    compile: MaybeCompile = None
-    """auto, on or off."""
-    threads: MaybeInt = None
-    """CPU threads."""
-
-
-@dataclass(frozen=True)
-class CompareCommand:
-    """Test several runs on the same tasks: one table with paired differences, compare.json and compare.png."""
-
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run folders of one recipe; differences are to the first."""
-    out: Path = Path("comparison")
-    """Folder of the results."""
-    test_tasks: int = 1_000
-    """Test tasks."""
-    checkpoint: Literal["best", "last"] = "best"
-    """Which checkpoint of each run."""
-    root: MaybePath = None
-    """Folder of the data set, if it is not where it was in training."""
-
-
-@dataclass(frozen=True)
-class ListCommand:
-    """Show the recipes, and the runs under ./runs with their results."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -109,7 +67,7 @@ def who() -> str:
 
 def run(arguments: list[str]) -> int:
     """Parse the arguments and do what they say."""
-    arguments = resume_spelled_out(arguments)
+    arguments = plainly_spelled(resume_spelled_out(arguments))
     with only_the_first_speaks():
         wrong = unknown_word(arguments)
         if wrong:
@@ -125,17 +83,17 @@ def run(arguments: list[str]) -> int:
     if isinstance(command, AdaptCommand):
         return command.carry_out()
     if isinstance(command, EvalCommand):
-        return commands.evaluate(command.run, line, **options_of(command))
+        return commands.evaluate(command.run, line, **options_of(command, "run"))
     if isinstance(command, ExportCommand):
         return export_command(command)
     if isinstance(command, CompareCommand):
-        return commands.compare_runs(list(command.runs), command)
+        return commands.compare_runs(list(command.runs), **options_of(command, "runs"))
     return commands.train(command.config, line)
 
 
-def options_of(command: EvalCommand) -> dict[str, Any]:
-    """All but the run folder, by name."""
-    return {entry.name: getattr(command, entry.name) for entry in fields(command) if entry.name != "run"}
+def options_of(command: EvalCommand | CompareCommand, besides: str) -> dict[str, Any]:
+    """All but the run folders, by name."""
+    return {entry.name: getattr(command, entry.name) for entry in fields(command) if entry.name != besides}
 
 
 def parse(arguments: list[str]) -> Any:

@@ -15,12 +15,11 @@ from fmeta.train import folder
 from fmeta.train.config import Config, Machine
 from fmeta.train.experiment import Experiment, build_together
 from fmeta.train.loop import Reason
-from fmeta.train.options import check
+from fmeta.train.options import check, located
 from fmeta.train.recipes import RECIPES
 from fmeta.train.report import report
 from fmeta.train.run import divergence, run
 from fmeta.train.terminal import format_metric, format_seconds, say
-from fmeta.train.text_config import TextTask
 
 ENDED: dict[Reason, str] = {
     "steps": "All steps are done",
@@ -92,47 +91,87 @@ def evaluate(
     path: Path,
     command: str,
     *,
+    tasks: int | None = None,
+    steps: str | None = None,
     checkpoint: str = "best",
-    test_tasks: int | None = None,
     baselines: bool = True,
     root: Path | None = None,
     device: str | None = None,
     compile: str | None = None,
     threads: int | None = None,
 ) -> int:
-    """Test a run again; returns the exit code. What is None stays as the run's config says."""
+    """Test a run again; returns the exit code. What is None stays as the run's config says.
+
+    Args:
+        path: the run folder.
+        command: the command line, to be written down.
+        tasks: test tasks, at least 2.
+        steps: the numbers of steps that the table shows, as in ``"0,1,5"``.
+        checkpoint: ``"best"`` or ``"last"``.
+        baselines: whether to compare with the models without meta-learning.
+        root: folder of the data set.
+        device, compile, threads: see ``fmeta.train.config.Machine``.
+    """
     if folder.read_config(path).recipe == "detection":
         from fmeta.train import detection  # torchvision takes seconds to import
 
         return detection.report(path, command, checkpoint)
     with processes() as together:
+        shown = together.once(lambda: checked("eval", tasks, steps))
         config = together.once(lambda: folder.read_config(path))
         asked: dict[str, Any] = {"device": device, "compile": compile, "threads": threads}
         machine = replace(
             config.machine, **{name: value for name, value in asked.items() if value is not None}
         )
-        numbers = replace(
-            config.report, baselines=baselines, test_tasks=test_tasks or config.report.test_tasks
-        )
-        place = "data" if isinstance(config.task, TextTask) else "root"
-        task = config.task if root is None else replace(config.task, **{place: root})
+        numbers = replace(config.report, baselines=baselines, test_tasks=tasks or config.report.test_tasks)
+        task = located(config.task, root)
         config = replace(config, report=numbers, machine=machine, task=task)
         use_threads(machine)
         experiment = build_together(config, together)
-        return report(path, experiment, checkpoint, command)
+        return report(path, experiment, checkpoint, command, shown)
 
 
-def compare_runs(paths: list[Path], asked: Any) -> int:
-    """Test several runs on the same tasks; returns the exit code."""
+def compare_runs(
+    paths: list[Path],
+    *,
+    tasks: int = 1_000,
+    steps: str | None = None,
+    out: Path = Path("comparison"),
+    checkpoint: str = "best",
+    baselines: bool = False,
+    root: Path | None = None,
+) -> int:
+    """Test several runs on the same tasks; returns the exit code. See ``evaluate`` for the arguments."""
     from fmeta.train.compare import compare
 
     if len(paths) < 2:
         raise ValueError(f"compare: at least two runs are needed, got {len(paths)}. Give their folders.")
-    if asked.test_tasks < 2:
-        raise ValueError(f"compare: --test-tasks must be at least 2, got {asked.test_tasks}.")
+    shown = checked("compare", tasks, steps)
     return compare(
-        paths, asked.out, test_tasks=asked.test_tasks, checkpoint=asked.checkpoint, root=asked.root
+        paths,
+        out,
+        tasks=tasks,
+        steps=shown,
+        checkpoint=checkpoint,
+        root=root,
+        with_baselines=baselines,
     )
+
+
+def checked(call: str, tasks: int | None, steps: str | None) -> list[int] | None:
+    """The numbers of steps that were asked for; refuses those that are none, and too few tasks."""
+    if tasks is not None and tasks < 2:
+        raise ValueError(
+            f"{call}: --tasks must be at least 2, got {tasks}. 600 or more give useful intervals."
+        )
+    if steps is None:
+        return None
+    words = [word for word in steps.replace(",", " ").split() if word]
+    if not words or not all(word.isdecimal() for word in words):
+        raise ValueError(
+            f"{call}: --steps must be whole numbers of at least 0, got {steps!r}. Write --steps 0,1,5, say."
+        )
+    return sorted({int(word) for word in words})
 
 
 def show_list(runs: Path) -> int:

@@ -1,157 +1,162 @@
-"""Several runs on the same test tasks: one table, one plot, paired differences."""
+"""Several runs on the same test tasks: one table and one plot, with paired differences to the first run."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 import fmeta
 from fmeta.train import folder, plots
-from fmeta.train.config import Config
-from fmeta.train.evaluate import estimates, per_task
+from fmeta.train.checkpoint import finite_or_none
+from fmeta.train.curves import Look, step_figure
+from fmeta.train.evaluate import Curve, adapts, calibration, estimates, paired
 from fmeta.train.experiment import build
 from fmeta.train.options import to_json
-from fmeta.train.report import steps_shown
-from fmeta.train.table import aligned, written
+from fmeta.train.report import (
+    Measured,
+    fine_tuning_as_json,
+    measured,
+    measured_baselines,
+)
+from fmeta.train.runs import Run, looked_at, owned
+from fmeta.train.table import ROWS, Block, aligned, choices, heading, notes, rows
 from fmeta.train.terminal import say
-from fmeta.train.text_config import TextTask
-
-HELD = ("ways", "shots", "test_shots", "queries", "test_queries", "split", "fold", "model", "max_length")
-"""Options of a task that test tasks depend on."""
 
 
-class Curve(NamedTuple):
-    """The scores of a run."""
+class Line(NamedTuple):
+    """A run or a baseline in the table and in compare.json."""
 
-    name: str
-    steps: list[int]
-    values: Tensor
-    """``[tasks, steps]``."""
+    curve: Curve
+    run: Run
+    baseline: str = ""
+    """Its name in results.json, where it is one."""
+    measured: Measured | None = None
 
 
-def compare(paths: Sequence[Path], out: Path, *, test_tasks: int, checkpoint: str, root: Path | None) -> int:
+def compare(
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    tasks: int,
+    steps: Sequence[int] | None = None,
+    checkpoint: str = "best",
+    root: Path | None = None,
+    with_baselines: bool = False,
+) -> int:
     """Test runs on the same tasks; print a table, write ``compare.json`` and ``compare.png``; returns 0.
 
     Differences are paired, task by task, with the first run, after the same number of steps. A run without inner
-    steps stands at 0 steps and is compared with the last of the others'.
+    steps has one score, which is compared with the others' after the last number of steps shown.
+
+    Args:
+        paths: run folders.
+        out: folder of the results.
+        tasks: test tasks.
+        steps: the numbers of steps that the table shows.
+        checkpoint: ``"best"`` or ``"last"`` of each run.
+        root: folder of the data set, if it is not where it was in training.
+        with_baselines: whether the runs' baselines without meta-learning are lines of the table too.
 
     Raises:
-        ValueError: for runs of different recipes or tasks, whose scores do not compare.
+        ValueError: for runs whose test tasks differ, so that their scores do not compare.
     """
-    configs = [folder.read_config(path) for path in paths]
-    check_same(paths, configs)
-    names = labels(paths, configs)
-    curves, metric = [], ""
-    for path, config, name in zip(paths, configs, names, strict=True):
-        say(f"testing {path}")
-        curve, metric = measured(path, config, name, test_tasks, checkpoint, root)
-        curves.append(curve)
-    first = curves[0]
-    columns: dict[str, list[str]] = {"run": [], "steps": [], "test": [], f"minus {first.name}": []}
-    for curve in curves:
-        shown = [i for i, k in enumerate(curve.steps) if k in (0, 1, 3, 5, 10)]
-        columns["run"] += [curve.name] * len(shown)
-        columns["steps"] += [str(curve.steps[i]) for i in shown]
-        columns["test"] += written(estimates(curve.values), shown, metric)
-        found = written(estimates(paired(curve, first)), shown, metric, signed=True)
-        columns[f"minus {first.name}"] += found if curve is not first else [""] * len(shown)
-    say("\n" + "\n".join(aligned(columns)))
+    runs = looked_at(paths, tasks, root, with_baselines)
+    at = sorted({k for run in runs for k in (*run.steps, *(steps or ()))})
+    shown = sorted({*ROWS, *(run.headline for run in runs)} if steps is None else steps)
+    owners = owned(runs)
+    found: list[Line] = []
+    for run in runs:
+        say(f"testing {run.path}")
+        experiment = build(run.config)
+        state, _, _ = folder.load(run.path, checkpoint, experiment)
+        found.append(Line(measured(experiment, state.meta, at)._replace(name=run.name), run))
+    for run in runs:
+        names = [name for name in run.baselines if owners[name, run.baselines[name]] is run]
+        if names:
+            say(f"baselines of {run.path}")
+            others = measured_baselines(run.path, build(run.config), names, at)
+            found += [
+                Line(titled(one.curve, name, run, owners), run, name, one) for name, one in others.items()
+            ]
+    metric = "loss" if found[0].curve.scores.reliability is None else "accuracy"
+    say("\n" + table(found, metric, shown))
     out.mkdir(parents=True, exist_ok=True)
-    folder.write_json(out / "compare.json", as_json(paths, configs, curves, metric))
-    draw(out / "compare.png", curves, metric)
-    say(f"\nplot: {out / 'compare.png'}   numbers: {out / 'compare.json'}")
+    folder.write_json(out / "compare.json", as_json(found, metric, shown[-1]))
+    with mpl.rc_context(plots.STYLE):
+        step_figure(looks(found), metric).savefig(out / "compare.png")
+    say(f"\nin {out}: compare.json, compare.png")
     return 0
 
 
-def draw(path: Path, curves: Sequence[Curve], metric: str) -> None:
-    """Means with intervals by steps of adaptation; a run without steps is a dashed line."""
-    scale = 100 if metric == "accuracy" else 1
-    with mpl.rc_context(plots.STYLE):
-        figure = Figure(figsize=(6.4, 3.6))
-        axes = figure.add_subplot()
-        top = 1.2 * max(estimates(curve.values)[0].mean for curve in curves)
-        for i, curve in enumerate(curves):
-            found, color = estimates(curve.values), f"C{i % 10}"
-            if len(curve.steps) == 1:
-                axes.axhline(scale * found[0].mean, color=color, ls="--", lw=1.2, label=curve.name)
-                continue
-            if metric == "loss":  # one that diverges ends there
-                found = list(itertools.takewhile(lambda e: e.mean < top, found))
-            mean, steps = [scale * e.mean for e in found], curve.steps[: len(found)]
-            low, high = (
-                [m + sign * scale * e.interval for m, e in zip(mean, found, strict=True)] for sign in (-1, 1)
-            )
-            axes.fill_between(steps, low, high, color=color, alpha=0.2, lw=0)
-            axes.plot(steps, mean, color=color, marker="o", ms=3.5, label=curve.name)
-        axes.set(xlabel="steps of adaptation", ylabel=plots.metric_label(metric))
-        if metric == "loss":
-            axes.set_ylim(0, top)
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-        figure.savefig(path)
+def titled(curve: Curve, name: str, run: Run, owners: dict[tuple[str, Any], Run]) -> Curve:
+    """A baseline's curve, named after its run where another run has another such baseline."""
+    alone = [other for other, _ in owners].count(name) == 1
+    return curve if alone else curve._replace(name=f"{curve.name} ({run.name})")
 
 
-def measured(
-    path: Path, config: Config[Any], name: str, tasks: int, checkpoint: str, root: Path | None
-) -> tuple[Curve, str]:
-    """The scores of a run on its test tasks, and what they are."""
-    place = "data" if isinstance(config.task, TextTask) else "root"
-    task = config.task if root is None else replace(config.task, **{place: root})
-    config = replace(config, task=task, report=replace(config.report, test_tasks=tasks))
-    experiment = build(config)
-    state, _, _ = folder.load(path, checkpoint, experiment)
-    steps, metric = steps_shown(experiment), experiment.family.metric
-    measure = fmeta.meta_eval(experiment.algorithm, experiment.plan, steps=steps)
-    return Curve(name, steps, per_task(measure, state.meta, experiment.test, metric)), metric
+def table(found: Sequence[Line], metric: str, shown: Sequence[int]) -> str:
+    """All lines as text."""
+    first = found[0].curve
+    blocks = [Block(first, None)]
+    blocks += [Block(line.curve, paired(line.curve, first, shown[-1])) for line in found[1:]]
+    lines = aligned(rows(blocks, metric, shown, f"minus {first.name}"))
+    counts = {line.run.trained for line in found if line.baseline}
+    trained = f"{counts.pop():,} steps" if len(counts) == 1 else "as many steps as its run"
+    said = notes(metric, True, list({line.baseline: 0 for line in found if line.baseline}), trained)
+    tuned = {line.curve.name: line.measured.tuned for line in found if line.measured}
+    title = heading(found[0].run.config.recipe, metric, len(first.scores.values))
+    return "\n".join([title, "", *lines, "", *said, *choices(tuned, shown)])
 
 
-def paired(curve: Curve, first: Curve) -> Tensor:
-    """Differences to another run on the same tasks."""
-    at = [min(k, first.steps[-1]) if len(curve.steps) > 1 else first.steps[-1] for k in curve.steps]
-    return curve.values - first.values[:, [first.steps.index(k) for k in at]]
+def looks(found: Sequence[Line]) -> list[Look]:
+    """Runs in colours, baselines in greys; a model without steps is a dashed line."""
+    greys = {"from_scratch": ":", "no_meta_learning": "-.", "no_meta_learning_zero_head": "--"}
+    drawn: list[Look] = []
+    for number, line in enumerate(found):
+        if line.baseline:
+            drawn.append(Look(line.curve, plots.PLAIN, line.curve.name, greys[line.baseline]))
+        else:
+            style = "-" if adapts(line.curve) else "--"
+            color = plots.PALETTE[number % len(plots.PALETTE)]
+            drawn.append(Look(line.curve, color, line.curve.name, style))
+    return drawn
 
 
-def check_same(paths: Sequence[Path], configs: Sequence[Config[Any]]) -> None:
-    """Refuse runs whose test tasks differ."""
-    of = lambda c: {"recipe": c.recipe, **{n: getattr(c.task, n) for n in HELD if hasattr(c.task, n)}}  # noqa: E731
-    for path, config in zip(paths, configs, strict=True):
-        wrong = [n for n, value in of(config).items() if value != of(configs[0]).get(n)]
-        if wrong:
-            raise ValueError(
-                f"compare: runs must have the same test tasks, but {path} differs from {paths[0]} in "
-                f"{wrong[0]}. Compare runs of one recipe and one kind of task."
-            )
+def as_json(found: Sequence[Line], metric: str, end: int) -> dict[str, Any]:
+    """Means, intervals and calibration of all lines, and the configs."""
+    first = found[0].curve
 
+    def plain(values: Tensor) -> list[dict[str, float | None]]:
+        return [
+            {name: finite_or_none(value) for name, value in e._asdict().items()} for e in estimates(values)
+        ]
 
-def labels(paths: Sequence[Path], configs: Sequence[Config[Any]]) -> list[str]:
-    """The algorithms, or the folders where two runs have the same."""
-    names = [config.inner.algorithm for config in configs]
-    return [n if names.count(n) == 1 else path.name for n, path in zip(names, paths, strict=True)]
-
-
-def as_json(
-    paths: Sequence[Path], configs: Sequence[Config[Any]], curves: Sequence[Curve], metric: str
-) -> dict[str, Any]:
-    """Means and intervals, and the configs."""
-
-    def entry(path: Path, config: Config[Any], curve: Curve) -> dict[str, Any]:
+    def entry(line: Line) -> dict[str, Any]:
+        errors = calibration(line.curve)
         return {
-            "run": str(path), "name": curve.name, "steps": curve.steps, "config": to_json(config),
-            "scores": [e._asdict() for e in estimates(curve.values)],
-            "minus_first": [e._asdict() for e in estimates(paired(curve, curves[0]))],
-        }  # fmt: skip
+            "run": str(line.run.path),
+            "name": line.curve.name,
+            "steps": line.curve.steps,
+            "scores": plain(line.curve.scores.values),
+            "minus_first": plain(paired(line.curve, first, end if adapts(first) else 0)),
+            **({} if errors is None else {"ece": [finite_or_none(error) for error in errors]}),
+        }
 
-    rows = [entry(*row) for row in zip(paths, configs, curves, strict=True)]
+    runs = [entry(line) | {"config": to_json(line.run.config)} for line in found if not line.measured]
+    others = [
+        entry(line) | {"baseline": line.baseline, "fine_tuning": fine_tuning_as_json(line.measured)}
+        for line in found
+        if line.measured
+    ]
     return {
         "metric": metric,
-        "tasks": len(curves[0].values),
-        "runs": rows,
+        "tasks": len(first.scores.values),
+        "runs": runs,
+        **({"baselines": others} if others else {}),
         "versions": {"torch": torch.__version__, "fmeta": fmeta.__version__},
     }

@@ -161,8 +161,8 @@ def rounding(source: Source, dtype: Dtype) -> dict[str, float]:
 
 def scores(experiment: Experiment, meta: Tree, steps: int) -> Tensor:
     """The metric of each test task."""
-    measure = fmeta.meta_eval(experiment.algorithm, experiment.plan, steps=[steps])
-    return per_task(measure, meta, experiment.test, experiment.family.metric)[:, 0]
+    predict = fmeta.meta_predict(experiment.algorithm, experiment.plan, steps=[steps])
+    return per_task(predict, meta, experiment.test, experiment.family.metric)[:, 0]
 
 
 def with_rounded_backbone(source: Source, dtype: Dtype) -> Experiment:

@@ -162,8 +162,9 @@ def keep(folder: Path, out: Path, name: str = "best") -> None:
 
 
 def steps_taken(folder: Path) -> int:
-    """Outer steps of a run up to its last checkpoint."""
-    return int(checkpoint.read(folder / "last.safetensors")[1]["progress"]["step"])
+    """Outer steps of a run up to its last checkpoint, or where it was kept without, up to the best one."""
+    name = "last" if (folder / "last.safetensors").exists() else "best"
+    return int(checkpoint.read(folder / f"{name}.safetensors")[1]["progress"]["step"])
 
 
 def load_run(folder: str | Path, name: str = "best") -> tuple[Experiment, Tree]:

@@ -84,6 +84,11 @@ def check(config: Config[Any]) -> None:
         )
 
 
+def located(task: Any, place: Path | None) -> Any:
+    """A task whose data lies at another place, if one is given."""
+    return task if place is None else replace(task, **{"data" if hasattr(task, "data") else "root": place})
+
+
 def to_json(config: Config[Any]) -> dict[str, Any]:
     """The config as plain JSON values, groups kept."""
     plain = lambda value: str(value) if isinstance(value, Path) else value  # noqa: E731

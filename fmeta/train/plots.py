@@ -15,19 +15,27 @@ from fmeta import tree
 from fmeta.adapt import run
 from fmeta.tasks import sinusoid_waves
 from fmeta.train.config import SinusoidTask
-from fmeta.train.evaluate import Compared, estimates
+from fmeta.train.curves import Look, metric_label, reliability_figure, step_figure
+from fmeta.train.evaluate import Compared, adapts
 from fmeta.train.experiment import Experiment
 from fmeta.train.family import HELD_BATCH
 from fmeta.train.logging import read_metrics
+from fmeta.train.run import without_steps
 from fmeta.train.text_config import TextTask
 from fmeta.types import Task, Tree
 
-LEARNED, TUNED, FAINT, PLAIN, INK = "#1f5fa8", "#d9772b", "#c9a227", "#9aa0a6", "#202124"
+LEARNED, TUNED, FAINT, SCRATCH, PLAIN, INK = (
+    *("#1f5fa8", "#d9772b", "#c9a227", "#8f7aa8"),
+    *("#9aa0a6", "#202124"),
+)
 BASELINES = {
-    "no_meta_learning": (TUNED, "trained on all tasks together, fine-tuned"),
-    "no_meta_learning_zero_head": (FAINT, "the same from a head of zeros"),
-    "frozen_encoder": (FAINT, "the encoder as it came, class means"),
+    "from_scratch": (SCRATCH, "from scratch"),
+    "no_meta_learning": (TUNED, "trained on all tasks\ntogether, fine-tuned"),
+    "no_meta_learning_zero_head": (FAINT, "the same from\na head of zeros"),
+    "frozen_encoder": (FAINT, "the encoder as it came,\nclass means"),
 }
+PALETTE = ("#1f5fa8", "#d9772b", "#188038", "#9c4bb0", "#00838f", "#c5221f", "#8a6d00", "#5c6bc0")
+"""Colours of several runs in one plot."""
 RIGHT, WRONG = "#188038", "#d93025"
 STYLE: dict[Any, Any] = {
     "font.size": 9.5,
@@ -50,8 +58,10 @@ def draw(path: Path, experiment: Experiment, meta: Tree, compared: Compared) -> 
     """Draw all plots of a run into its folder; returns their paths."""
     with mpl.rc_context(STYLE):
         figures = {"learning_curve": learning_curve(path, experiment)}
-        if len(compared.steps) > 1:
-            figures["steps"] = step_curve(compared, experiment)
+        if any(adapts(look.curve) for look in looks(compared)):
+            figures["steps"] = step_figure(looks(compared), compared.metric, start=adapts(compared.learned))
+        if compared.metric == "accuracy":
+            figures["calibration"] = calibration_figure(compared, experiment)
         if isinstance(experiment.config.task, SinusoidTask):
             figures["adaptation"] = waves(experiment, meta)
         elif not isinstance(experiment.config.task, TextTask):
@@ -64,16 +74,17 @@ def draw(path: Path, experiment: Experiment, meta: Tree, compared: Compared) -> 
 def learning_curve(path: Path, experiment: Experiment) -> Figure:
     """Training and validation over the outer steps."""
     lines, metric, inner = read_metrics(path), experiment.family.metric, experiment.config.inner
+    after = (lambda steps: "") if without_steps(experiment) else lambda steps: f", {steps_of(steps)}"
     scale = 100 if metric == "accuracy" else 1
     figure = Figure(figsize=(6.4, 3.2))
     axes = figure.add_subplot()
     looks: dict[str, dict[str, Any]] = {
-        "train": {"color": PLAIN, "lw": 0.8, "label": f"training, {steps_of(inner.inner_steps)}"},
+        "train": {"color": PLAIN, "lw": 0.8, "label": f"training{after(inner.inner_steps)}"},
         "validation": {
             "color": LEARNED,
             "marker": "o",
             "ms": 3,
-            "label": f"validation, {steps_of(inner.test_steps)}",
+            "label": f"validation{after(inner.test_steps)}",
         },
     }
     for kind, look in looks.items():
@@ -97,34 +108,23 @@ def steps_of(count: int) -> str:
     return f"{count} step" + ("" if count == 1 else "s")
 
 
-def metric_label(metric: str) -> str:
-    """What an axis says."""
-    return "query accuracy (%)" if metric == "accuracy" else "query mean squared error"
+def looks(compared: Compared) -> list[Look]:
+    """The curves of a run and its baselines, and how they are drawn."""
+    learned = compared.learned
+    style = "-" if adapts(learned) else "--"
+    found = [Look(learned, LEARNED, f"meta-learned ({learned.name})", style, 2.2)]
+    return found + [Look(curve, *BASELINES[name]) for name, curve in compared.baselines.items()]
 
 
-def step_curve(compared: Compared, experiment: Experiment) -> Figure:
-    """The metric of test tasks after each number of inner steps, beside the baselines."""
-    scale = 100 if compared.metric == "accuracy" else 1
-    figure = Figure(figsize=(6.4, 3.2))
-    axes = figure.add_subplot()
-    curves = [(compared.learned, LEARNED, f"meta-learned ({experiment.config.inner.algorithm})")]
-    for name, values in compared.baselines.items():
-        curves.append((values, *BASELINES[name]))
-    for values, color, label in curves:
-        found = estimates(values)
-        low = [scale * (e.mean - e.interval) for e in found]
-        high = [scale * (e.mean + e.interval) for e in found]
-        axes.fill_between(compared.steps, low, high, color=color, alpha=0.2, lw=0)
-        axes.plot(
-            compared.steps, [scale * e.mean for e in found], color=color, marker="o", ms=3.5, label=label
-        )
-    start = scale * estimates(compared.learned)[0].mean
-    axes.axhline(start, color=PLAIN, lw=1, ls="--", zorder=0, label="meta-learned, no adaptation")
-    axes.set(xlabel="steps of adaptation", ylabel=metric_label(compared.metric), xticks=compared.steps)
-    if compared.metric == "loss":
-        axes.set_ylim(bottom=0)
-    axes.legend(loc="best")
-    return figure
+def calibration_figure(compared: Compared, experiment: Experiment) -> Figure:
+    """The reliability diagram after as many steps as the result is about."""
+    shown, steps = looks(compared), experiment.config.inner.test_steps
+    at = [look.curve.steps.index(steps) if adapts(look.curve) else 0 for look in shown]
+    adapting = [look for look in shown if adapts(look.curve)]
+    title = f"after {steps_of(steps)} of adaptation" if adapting else ""
+    if adapting and not adapts(compared.learned):
+        title = f"baselines {title}"
+    return reliability_figure(shown, at, title)
 
 
 AFTER: dict[int, dict[str, Any]] = {

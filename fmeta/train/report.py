@@ -1,28 +1,49 @@
-"""The result of a run: scores on test tasks beside two baselines, as a table, results.json and plots."""
+"""The result of a run: scores on test tasks beside its baselines, as a table, results.json and plots."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 import fmeta
 from fmeta.train import baselines, checkpoint, folder, plots
 from fmeta.train.checkpoint import finite_or_none
-from fmeta.train.evaluate import Compared, as_json, estimates, per_task
+from fmeta.train.evaluate import (
+    Compared,
+    Curve,
+    Scores,
+    as_json,
+    calibration,
+    estimates,
+    scores,
+    scores_as_json,
+)
 from fmeta.train.experiment import Experiment
 from fmeta.train.loop import Hooks, Progress
 from fmeta.train.run import without_steps
-from fmeta.train.table import table
+from fmeta.train.table import ROWS, table
 from fmeta.train.terminal import progress_bar, say
 from fmeta.types import Params, Tree
 
 BASELINE = "baseline.safetensors"
 
 
-def report(path: Path, experiment: Experiment, name: str, command: str) -> int:
+class Measured(NamedTuple):
+    """A baseline of a run on its test tasks."""
+
+    tuned: baselines.FineTuned
+    by_scope: dict[str, Scores]
+    curve: Curve
+    """With the scope chosen for each number of steps."""
+
+
+def report(
+    path: Path, experiment: Experiment, name: str, command: str, steps: Sequence[int] | None = None
+) -> int:
     """Test a checkpoint of a run, print the table, write results.json and the plots; returns 0.
 
     Args:
@@ -30,20 +51,27 @@ def report(path: Path, experiment: Experiment, name: str, command: str) -> int:
         experiment: the run.
         name: ``"best"`` or ``"last"``.
         command: the command line, to be written down.
+        steps: the numbers of steps that the table shows; those of ``ROWS`` and the config's by default.
     """
     state, progress, _ = folder.load(path, name, experiment)
-    tuned = fine_tuned(path, experiment) if experiment.config.report.baselines else {}
+    shown = sorted({*ROWS, headline_steps(experiment)} if steps is None else steps)
+    names = baselines.names(experiment) if experiment.config.report.baselines else []
+    others = measured_baselines(path, experiment, names, steps) if names else {}
     say(
         f"testing the {name} checkpoint, of step {progress.step:,}, on {experiment.test.tasks:,} unseen tasks"
     )
-    compared = compare(experiment, state.meta, tuned)
-    say("\n" + table(experiment, compared, baseline_steps(path, experiment) if tuned else 0))
-    found = results(path, experiment, progress, compared, tuned, name, command)
+    learned = measured(experiment, state.meta, steps)
+    curves = {n: one.curve for n, one in others.items()} | reference(experiment)
+    compared = Compared(experiment.family.metric, learned, curves)
+    tuned = {one.curve.name: one.tuned for one in others.values()}
+    trained = f"{baseline_steps(path, experiment):,} steps" if names else ""
+    say("\n" + table(experiment.config.recipe, compared, shown, tuned, trained))
+    found = results(path, experiment, progress, compared, others, name, command)
     once = experiment.processes.once
     once(lambda: folder.write_json(path / "results.json", found))
     made = once(lambda: plots.draw(path, experiment, state.meta, compared))
-    say(f"\nplots: {', '.join(str(plot) for plot in made)}")
-    say(f"numbers: {path / 'results.json'}   again: {shlex.join(['fmeta', 'eval', str(path)])}")
+    say(f"\nin {path}: results.json, {', '.join(plot.name for plot in made)}")
+    say(f"again: {shlex.join(['fmeta', 'eval', str(path)])}")
     return 0
 
 
@@ -52,16 +80,17 @@ def results(
     experiment: Experiment,
     progress: Progress,
     compared: Compared,
-    tuned: dict[str, baselines.FineTuned],
+    others: dict[str, Measured],
     name: str,
     command: str,
 ) -> dict[str, Any]:
     """Everything that is in results.json."""
     config = experiment.config
-    final = compared.steps.index(0 if without_steps(experiment) else config.inner.test_steps)
-    headline = {
-        name: finite_or_none(value) for name, value in estimates(compared.learned)[final]._asdict().items()
-    }
+    final = compared.learned.steps.index(headline_steps(experiment))
+    mean, interval = estimates(compared.learned.scores.values)[final]
+    headline = {"steps": headline_steps(experiment), "mean": mean, "interval": interval}
+    errors = calibration(compared.learned)
+    headline |= {"ece": errors[final]} if errors else {}
     found = {
         "recipe": config.recipe,
         "algorithm": config.inner.algorithm,
@@ -75,13 +104,22 @@ def results(
         "threads": torch.get_num_threads(),
         "processes": experiment.processes.size,
         "versions": folder.versions(),
-        "headline": {"steps": compared.steps[final], **headline},
+        "headline": {key: finite_or_none(value) for key, value in headline.items()},
         **as_json(compared),
     }
-    if tuned:
+    if others:
         found["baseline_steps"] = baseline_steps(path, experiment)
-        found["fine_tuning"] = {name: [list(s) for s in one.settings] for name, one in tuned.items()}
+        found["fine_tuning"] = {n: fine_tuning_as_json(one) for n, one in others.items()}
     return found
+
+
+def fine_tuning_as_json(one: Measured) -> dict[str, Any]:
+    """What was chosen for each number of steps, and each scope by itself."""
+    scopes = {
+        scope: {"rates": one.tuned.rates[scope], **scores_as_json(Curve(scope, one.tuned.steps, found))}
+        for scope, found in one.by_scope.items()
+    }
+    return {"steps": one.tuned.steps, "chosen": [list(s) for s in one.tuned.settings], "scopes": scopes}
 
 
 def device_name(device: torch.device) -> str:
@@ -89,24 +127,52 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def steps_shown(experiment: Experiment) -> list[int]:
-    """All numbers of inner steps of the result's curve."""
+def headline_steps(experiment: Experiment) -> int:
+    """The number of inner steps that a run's result is about."""
+    return 0 if without_steps(experiment) else experiment.config.inner.test_steps
+
+
+def steps_measured(experiment: Experiment, asked: Sequence[int] | None = None) -> list[int]:
+    """All numbers of steps of the curves: up to 10 or the config's own, and what is asked for."""
     inner = experiment.config.inner
-    return [0] if without_steps(experiment) else list(range(max(10, inner.test_steps, inner.inner_steps) + 1))
+    return sorted({*range(max(10, inner.test_steps, inner.inner_steps) + 1), *(asked or ())})
 
 
-def compare(experiment: Experiment, meta: Tree, tuned: dict[str, baselines.FineTuned]) -> Compared:
-    """Scores of the run and of the fine-tuned baselines on the test tasks."""
-    metric, steps = experiment.family.metric, steps_shown(experiment)
-    measure = fmeta.meta_eval(experiment.algorithm, experiment.plan, steps=steps)
-    learned = per_task(measure, meta, experiment.test, metric)
-    others = {name: baselines.scores(experiment, one, experiment.test) for name, one in tuned.items()}
-    if experiment.family.reference:
-        algorithm, start = experiment.family.reference()
-        measure = fmeta.meta_eval(algorithm, experiment.plan, steps=[0])
-        found = per_task(measure, start, experiment.test, metric)
-        others["frozen_encoder"] = found.expand(-1, len(steps))
-    return Compared(steps, metric, learned, others)
+def measured(experiment: Experiment, meta: Tree, steps: Sequence[int] | None = None) -> Curve:
+    """The scores of a run on its test tasks."""
+    at = [0] if without_steps(experiment) else steps_measured(experiment, steps)
+    predict = fmeta.meta_predict(experiment.algorithm, experiment.plan, steps=at)
+    found = scores(predict, meta, experiment.test, experiment.family.metric)
+    return Curve(experiment.config.inner.algorithm, at, found)
+
+
+def measured_baselines(
+    path: Path, experiment: Experiment, names: Sequence[str], steps: Sequence[int] | None = None
+) -> dict[str, Measured]:
+    """The scores of baselines without meta-learning, by their names in results.json.
+
+    The pre-trained model is trained first unless the run folder has it already.
+    """
+    chosen = {name: baselines.BASELINES[name] for name in names}
+    params = pretrained(path, experiment) if any(one.pretrained for one in chosen.values()) else None
+    say("fine-tuning the baselines: scopes and rates are chosen on validation tasks")
+    found: dict[str, Measured] = {}
+    for name, one in chosen.items():
+        tuned = baselines.choose(experiment, one, params, steps_measured(experiment, steps))
+        by_scope = baselines.scores_by_scope(experiment, tuned, experiment.test)
+        best = baselines.best_scores(tuned, by_scope)
+        found[name] = Measured(tuned, by_scope, Curve(one.title, tuned.steps, best))
+    return found
+
+
+def reference(experiment: Experiment) -> dict[str, Curve]:
+    """The scores of what the recipe's result is to be better than and that nothing is trained for."""
+    if experiment.family.reference is None:
+        return {}
+    algorithm, meta = experiment.family.reference()
+    predict = fmeta.meta_predict(algorithm, experiment.plan, steps=[0])
+    found = scores(predict, meta, experiment.test, experiment.family.metric)
+    return {"frozen_encoder": Curve("frozen encoder", [0], found)}
 
 
 def baseline_steps(path: Path, experiment: Experiment) -> int:
@@ -114,19 +180,15 @@ def baseline_steps(path: Path, experiment: Experiment) -> int:
     return experiment.config.report.baseline_steps or folder.steps_taken(path)
 
 
-def fine_tuned(path: Path, experiment: Experiment) -> dict[str, baselines.FineTuned]:
-    """The baselines without meta-learning, trained unless the run folder has them already."""
+def pretrained(path: Path, experiment: Experiment) -> Params:
+    """The weights of one model for all training tasks, trained unless the run folder has them already."""
     steps = baseline_steps(path, experiment)
     params = stored_baseline(path, experiment, steps)
     if params is None:
         say(f"baseline without meta-learning: {steps:,} steps on all training tasks together")
         params = trained_baseline(experiment, steps)
         experiment.processes.once(lambda: checkpoint.save(path / BASELINE, params, {"steps": steps}))
-    say("choosing its fine-tuning rates on validation tasks")
-    # An algorithm without steps is compared with fine-tuning at its end.
-    at = [experiment.config.inner.test_steps] if without_steps(experiment) else steps_shown(experiment)
-    names = baselines.HEADS if baselines.needs_head(experiment) else ["no_meta_learning"]
-    return {name: baselines.choose(experiment, params, baselines.HEADS[name], at) for name in names}
+    return params
 
 
 def stored_baseline(path: Path, experiment: Experiment, steps: int) -> Params | None:

@@ -95,9 +95,9 @@ def settings_of(experiment: Experiment) -> Settings:
 def validation(experiment: Experiment) -> Callable[[Tree], float]:
     """``(meta) -> mean metric`` of the validation tasks, after as many steps as the result uses."""
     steps = 0 if without_steps(experiment) else experiment.config.inner.test_steps
-    measure = fmeta.meta_eval(experiment.algorithm, experiment.plan, steps=[steps])
+    predict = fmeta.meta_predict(experiment.algorithm, experiment.plan, steps=[steps])
     metric = experiment.family.metric
-    return lambda meta: per_task(measure, meta, experiment.val, metric).mean().item()
+    return lambda meta: per_task(predict, meta, experiment.val, metric).mean().item()
 
 
 def make_hooks(
