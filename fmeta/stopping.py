@@ -85,7 +85,7 @@ def unwrapped(adapted: Adapted) -> Adapted:
     """What the algorithm itself would return, from what the loop carries; that stays as it is."""
     params, state = adapted.params, adapted.opt_state
     if isinstance(params, dict) and set(params) == {"params", "loss", "steps"}:
-        return Adapted(params["params"], state["inner"], adapted.losses)
+        return Adapted(params["params"], state["inner"] if state else state, adapted.losses)
     return adapted
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import assert_trees_equal
 from PIL import Image
 from tiny_runs import random_pictures, tiny_few_shot
 
@@ -97,3 +98,33 @@ def test_a_folder_of_pictures_is_trained_on(tmp_path: Path) -> None:
     assert built.family.train(0, 0).support.x.shape == (4, 2, 3, 16, 16)
     with pytest.raises(ValueError, match=r"train: images needs a folder of pictures. Give it with --root"):
         build(changed(config, root=None))
+
+
+def test_annealing_changes_the_algorithm_while_training(tmp_path: Path, pictures: None) -> None:
+    config = tiny_few_shot(tmp_path / "run", "mamlpp")
+    config = replace(
+        config,
+        inner=replace(config.inner, annealing=True, inner_steps=2),
+        outer=replace(config.outer, outer_steps=60),
+    )
+    built = build(config)
+    starts = [start for start, _ in built.phases]
+    orders = [algorithm.inner_loop.adjoint.last for _, algorithm in built.phases]
+    weights = [algorithm.inner_loop.weights for _, algorithm in built.phases]
+    assert starts[:2] == [0, 1] and orders[0] == 0 and orders[-1] is None
+    assert weights[0] == (0.0, 0.5, 0.5) and weights[-1] is None
+    assert commands.train(config, "fmeta train glyphs") == 0
+    _, meta = load_run(tmp_path / "run")
+    assert all(leaf.shape[0] == 3 for leaf in meta["per_step"].values()) and meta["per_step"]
+
+
+def test_training_tasks_from_clusters(tmp_path: Path, pictures: None) -> None:
+    pytest.importorskip("sklearn", reason="k-means is scikit-learn's")
+    config = changed(
+        tiny_few_shot(tmp_path / "run"), labels=False, unlabelled="cactus", clusters=8, embedding_steps=0
+    )
+    built = build(config)
+    task = built.family.train(0, 0)
+    assert task.support.y.shape == (2, 3) and task.query.y.shape == (2, 6)
+    assert_trees_equal(task, built.family.train(0, 0))
+    assert commands.train(config, "fmeta train glyphs") == 0

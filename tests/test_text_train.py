@@ -68,7 +68,7 @@ def test_from_the_command_line_to_predictions(
     ]  # fmt: skip
     assert main(words) == 0
     said = capsys.readouterr().out
-    assert "protonet - frozen" in said and "Frozen: the encoder as it came" in said
+    assert "protonet minus it" in said and "Frozen encoder: as it came" in said
     found = json.loads((tmp_path / "run" / "results.json").read_text())
     assert {"meta_learned", "frozen_encoder"} <= set(found["scores"])
     support, query = few(tmp_path, shots=3, labels=3)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import fmeta
+from fmeta.annealing import Phase
 from fmeta.train.config import Inner
 from fmeta.types import Adjoint, Algorithm, LossFn, Transform
 
@@ -18,6 +19,8 @@ class Given(NamedTuple):
     inner: Inner
     outputs: int
     adapts: tuple[str, ...] | None
+    phase: Phase | None = None
+    """Where mamlpp's annealing stands."""
 
     def optimizer(self) -> Transform:
         """The inner optimiser."""
@@ -26,6 +29,8 @@ class Given(NamedTuple):
 
     def adjoint(self) -> Adjoint:
         """What part of the inner loop is differentiated."""
+        if self.phase is not None:
+            return self.phase.adjoint
         return fmeta.first_order() if self.inner.first_order else fmeta.unroll()
 
 
@@ -45,7 +50,21 @@ WEIGHTS: dict[str, Callable[[Given], Algorithm]] = {
         g.loss, steps=g.inner.inner_steps, lr=g.inner.inner_lr, adapts=g.adapts, adjoint=g.adjoint()
     ),
     "mamlpp": lambda g: fmeta.mamlpp(
-        g.loss, steps=g.inner.inner_steps, lr=g.inner.inner_lr, adapts=g.adapts, adjoint=g.adjoint()
+        g.loss,
+        steps=g.inner.inner_steps,
+        lr=g.inner.inner_lr,
+        adapts=g.adapts,
+        adjoint=g.adjoint(),
+        weights=g.phase.weights if g.phase else None,
+        per_step=(norms(g) or None) if g.inner.annealing else None,
+    ),
+    "sharpmaml": lambda g: fmeta.sharpmaml(
+        g.loss,
+        g.optimizer(),
+        steps=g.inner.inner_steps,
+        inner_radius=g.inner.radius,
+        outer_radius=g.inner.radius,
+        adapts=g.adapts,
     ),
     "metacurvature": lambda g: fmeta.metacurvature(
         g.loss, steps=g.inner.inner_steps, lr=g.inner.inner_lr, adapts=g.adapts

@@ -112,12 +112,12 @@ def evaluate(
         root: folder of the data set.
         device, compile, threads: see ``fmeta.train.config.Machine``.
     """
+    shown = checked("eval", tasks, steps)
     if folder.read_config(path).recipe == "detection":
         from fmeta.train import detection  # torchvision takes seconds to import
 
         return detection.report(path, command, checkpoint)
     with processes() as together:
-        shown = together.once(lambda: checked("eval", tasks, steps))
         config = together.once(lambda: folder.read_config(path))
         asked: dict[str, Any] = {"device": device, "compile": compile, "threads": threads}
         machine = replace(

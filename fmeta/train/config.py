@@ -13,7 +13,7 @@ from typing import Annotated, Generic, Literal, TypeVar
 import tyro
 
 AlgorithmName = Literal[
-    "maml", "fomaml", "anil", "boil", "reptile", "metasgd", "mamlpp", "metacurvature", "cavia", "imaml",
+    "maml", "fomaml", "anil", "boil", "reptile", "metasgd", "mamlpp", "sharpmaml", "metacurvature", "cavia", "imaml",
     "protomaml", "protonet", "matchingnet", "r2d2", "lrd2", "metaoptnet",
 ]  # fmt: skip
 TaskT = TypeVar("TaskT")
@@ -57,7 +57,14 @@ class FewShotTask:
     rotations: bool = True
     """Count a class turned by 90, 180 and 270 degrees as new classes (in training tasks only)."""
     labels: bool = True
-    """Without labels every training picture is a class, and changed copies of it are its queries (UMTRA)."""
+    """Whether training tasks are made from labels; see --unlabelled for how they are made without."""
+    unlabelled: Literal["umtra", "cactus"] = "umtra"
+    """Without labels: umtra, every picture is a class, and changed copies of it are its queries; cactus, classes
+    are clusters (scikit-learn's k-means) of what an embedding makes of the pictures, which is learned first."""
+    clusters: int = 500
+    """Clusters of cactus."""
+    embedding_steps: int = 2_000
+    """Steps of learning its embedding; 0 takes principal components of the pixels."""
     train_ways: MaybeInt = None
     """Classes of a training task, for algorithms whose head is made from the support set; as ways if not given."""
     train_shots: MaybeInt = None
@@ -129,6 +136,7 @@ class Inner:
     reptile, weights close to those that all tasks end with;
     metasgd, the initial weights and a rate for each;
     mamlpp, the initial weights and a rate for each parameter tensor and step;
+    sharpmaml, the initial weights, where the loss is flat around them and around those that adapted;
     metacurvature, the initial weights and matrices that turn the inner gradient;
     cavia, weights that a few context parameters steer, which alone adapt (sinusoid only);
     imaml, weights that adaptation stays near, by the implicit gradient;
@@ -147,6 +155,11 @@ class Inner:
     maml, fomaml, anil, boil, reptile, imaml and protomaml read it."""
     first_order: bool = False
     """Take inner gradients as constants in the meta-gradient. metasgd, mamlpp and protomaml read it."""
+    annealing: bool = False
+    """The rest of mamlpp's recipe: at first the loss after every inner step counts and gradients are first-order,
+    and each step has weights of its own for the norms."""
+    radius: float = 5e-4
+    """How far sharpmaml looks uphill, in the inner and the outer loop."""
     inner_steps: int = 1
     """Gradient steps while meta-training."""
     test_steps: int = 10

@@ -164,7 +164,7 @@ def build(path: Path, config: Config[DetectionTask], train: list[BoxPool], val: 
         config=replace(config, inner=replace(inner, test_steps=inner.inner_steps)),
         family=family,
         algorithm=algorithm,
-        trained=algorithm,
+        phases=((0, algorithm),),
         outer=fmeta.chain(fmeta.clip_by_norm(10.0), make_outer(config.outer)),
         params=params,
         plan=ONE_BY_ONE,

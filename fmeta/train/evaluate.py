@@ -12,7 +12,7 @@ from torch import Tensor
 from fmeta import tree
 from fmeta.losses import Reliability, reliability
 from fmeta.train.checkpoint import finite_or_none
-from fmeta.types import Sampler, TaskBatch, Tree
+from fmeta.types import Metrics, Sampler, TaskBatch, Tree
 
 VALIDATION_SEED = 1_000_001  # above every seed that training may use (config.MAX_SEED)
 TEST_SEED = 1_000_002
@@ -82,6 +82,14 @@ def scores(predict: Predict, meta: Tree, held: Held, metric: str) -> Scores:
 def per_task(predict: Predict, meta: Tree, held: Held, metric: str) -> Tensor:
     """``scores(...).values``: the metric of every held-out task, ``[tasks, steps]``."""
     return scores(predict, meta, held, metric).values
+
+
+def reported(measure: Callable[[Tree, TaskBatch], Metrics], meta: Tree, held: Held, metric: str) -> Tensor:
+    """A metric that the loss itself reports, of every held-out task, ``[tasks, steps]``."""
+    found: list[Tensor] = []
+    while sum(map(len, found)) < held.tasks:
+        found.append(measure(meta, held.sampler(held.seed, len(found)))[metric].detach().cpu().double())
+    return torch.cat(found)[: held.tasks]
 
 
 def joined(columns: list[tuple[Scores, int]]) -> Scores:

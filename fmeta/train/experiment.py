@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 import fmeta
+from fmeta.annealing import Phase
 from fmeta.parallel import ALONE, Processes
 from fmeta.train.choices import EMBEDDINGS, Given, make_algorithm
 from fmeta.train.config import Config, Outer
@@ -26,8 +27,8 @@ class Experiment(NamedTuple):
     family: Family
     algorithm: Algorithm
     """For validation and test tasks."""
-    trained: Algorithm
-    """The same for training tasks, which may have more classes."""
+    phases: tuple[tuple[int, Algorithm], ...]
+    """The same for training tasks, which may have more classes: from which outer step on, and what."""
     outer: Transform
     params: Params
     """Initial weights, drawn from the seed."""
@@ -63,14 +64,14 @@ def build(
     module = family.model(None if config.inner.algorithm in EMBEDDINGS else family.outputs)
     apply, params = fmeta.functionalize(module.to(device))
     given = Given(apply, family.loss(apply), config.inner, family.outputs, family.adapts)
-    makes = lambda outputs: make_algorithm(  # noqa: E731
-        given._replace(outputs=outputs), family.metric, "context" in params
+    makes = lambda outputs, phase=None: make_algorithm(  # noqa: E731
+        given._replace(outputs=outputs, phase=phase), family.metric, "context" in params
     )
     return Experiment(
         config=config,
         family=family,
         algorithm=makes(family.outputs),
-        trained=makes(family.train_outputs),
+        phases=tuple((p.start if p else 0, makes(family.train_outputs, p)) for p in annealed(config)),
         outer=make_outer(config.outer),
         params=params,
         plan=replace(make_plan(config), chunk_size=family.chunk_size),
@@ -79,6 +80,14 @@ def build(
         test=Held(family.test, TEST_SEED, config.report.test_tasks),
         processes=processes,
     )
+
+
+def annealed(config: Config[Any]) -> list[Phase] | list[None]:
+    """The phases of a training: those of mamlpp's annealing, or one."""
+    inner = config.inner
+    if inner.algorithm == "mamlpp" and inner.annealing:
+        return fmeta.mamlpp_schedule(inner.inner_steps, config.outer.outer_steps)
+    return [None]
 
 
 def build_together(config: Config[Any], processes: Processes) -> Experiment:

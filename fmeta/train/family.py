@@ -10,6 +10,7 @@ from torch import nn
 
 import fmeta
 import fmeta.data
+import fmeta.embeddings
 import fmeta.tasks
 from fmeta.data.pool import Pool, Pools
 from fmeta.data.warp import quarter_turns
@@ -118,8 +119,10 @@ def few_shot_family(task: FewShotTask, tasks: int, device: torch.device) -> Fami
     if task.labels:
         turned = "rotations" if task.rotations else None
         train = fmeta.tasks.few_shot(pools.train, **sizes, augment=turned)
-    else:
+    elif task.unlabelled == "umtra":
         train = fmeta.tasks.umtra(pools.train, **sizes, augment="affine")
+    else:
+        train = clustered(task, pools.train, sizes)
     picture = pools.train.x.shape[1:]
     return Family(
         model=model or (lambda outputs: network(task, picture, outputs)),
@@ -135,6 +138,23 @@ def few_shot_family(task: FewShotTask, tasks: int, device: torch.device) -> Fami
         pooled_outputs=len(pools.train.names) * (4 if task.rotations else 1),
         shown=fmeta.tasks.few_shot(pictures.test, **held) if model else None,
     )
+
+
+def clustered(task: FewShotTask, pool: Pool, sizes: dict[str, Any]) -> Sampler:
+    """Tasks whose classes are clusters; the embedding is learned when the first task is asked for."""
+    made: list[Sampler] = []
+
+    def sample(seed: int, step: int) -> Task:
+        if not made:
+            embed = fmeta.embeddings.pca(pool)
+            if task.embedding_steps:
+                embed = fmeta.embeddings.prototransfer(pool, steps=task.embedding_steps)
+            least = sizes["shots"] + sizes["queries"]
+            (found,) = fmeta.data.cactus(pool, embed, clusters=task.clusters, smallest=least)
+            made.append(fmeta.tasks.few_shot(found, **sizes))
+        return made[0](seed, step)
+
+    return sample
 
 
 def network(task: FewShotTask, picture: torch.Size, outputs: int | None) -> nn.Module:

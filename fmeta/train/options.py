@@ -33,6 +33,8 @@ FREE_ON_RESUME = frozenset(
 AT_LEAST = {
     **dict.fromkeys(["outer_steps", "log_interval", "val_tasks", "max_bad_steps", "tasks"], 1),
     **dict.fromkeys(["val_interval", "test_steps", "inner_steps", "seed", "base_steps"], 0),
+    **dict.fromkeys(["embedding_steps"], 0),
+    **dict.fromkeys(["clusters"], 2),
     **dict.fromkeys(["patience", "baseline_steps", "threads", "channels", "context", "stop_patience"], 1),
     **dict.fromkeys(["ways", "shots", "queries", "test_shots", "test_queries"], 1),
     **dict.fromkeys(["train_ways", "train_shots", "size", "batch", "proposals", "head_width"], 1),
@@ -40,7 +42,7 @@ AT_LEAST = {
     **dict.fromkeys(["max_length"], 3),
     **dict.fromkeys(["test_tasks"], 2),
 }
-ABOVE_ZERO = ("inner_lr", "outer_lr", "minutes", "strength", "base_lr", "width")
+ABOVE_ZERO = ("inner_lr", "outer_lr", "minutes", "strength", "radius", "base_lr", "width")
 MAX_SEED = 1_000_000
 
 

@@ -11,12 +11,12 @@ import fmeta
 from fmeta.parallel import Votes
 from fmeta.train import checkpoint, folder
 from fmeta.train.choices import STEPLESS
-from fmeta.train.evaluate import per_task
+from fmeta.train.evaluate import per_task, reported
 from fmeta.train.experiment import Experiment
 from fmeta.train.logging import SILENT, Writer, open_metrics
-from fmeta.train.loop import Hooks, Outcome, Progress, Settings, fit
+from fmeta.train.loop import Hooks, Outcome, Progress, Settings, Step, fit
 from fmeta.train.terminal import Bar, format_metric, format_seconds, progress_bar, say, stop_signals
-from fmeta.types import MetaState, Tree
+from fmeta.types import MetaState, Metrics, TaskBatch, Tree
 
 
 def run(path: Path, experiment: Experiment) -> Outcome:
@@ -29,7 +29,7 @@ def run(path: Path, experiment: Experiment) -> Outcome:
     state, progress = starting_point(path, experiment)
     announce(path, experiment, progress)
     settings = settings_of(experiment)
-    step = fmeta.meta_step(experiment.trained, experiment.outer, experiment.plan)
+    step = phased(experiment, progress.step)
     metrics = open_metrics(path, progress.step) if experiment.processes.rank == 0 else SILENT
     try:
         with stop_signals() as asked, progress_bar("train", settings.steps, progress.step) as bar:
@@ -39,6 +39,22 @@ def run(path: Path, experiment: Experiment) -> Outcome:
             )
     finally:
         metrics.close()
+
+
+def phased(experiment: Experiment, begin: int) -> Step:
+    """The outer step, of the phase that training is in; ``begin`` is the number of the first one."""
+    count, made = begin, fmeta.meta_step(experiment.phases[0][1], experiment.outer, experiment.plan)
+    current = experiment.phases[0][1]
+
+    def step(state: MetaState, tasks: TaskBatch) -> tuple[MetaState, Metrics]:
+        nonlocal count, made, current
+        wanted = next(algorithm for start, algorithm in reversed(experiment.phases) if start <= count)
+        if wanted is not current:
+            current, made = wanted, fmeta.meta_step(wanted, experiment.outer, experiment.plan)
+        count += 1
+        return made(state, tasks)
+
+    return step
 
 
 def starting_point(path: Path, experiment: Experiment) -> tuple[MetaState, Progress]:
@@ -95,8 +111,11 @@ def settings_of(experiment: Experiment) -> Settings:
 def validation(experiment: Experiment) -> Callable[[Tree], float]:
     """``(meta) -> mean metric`` of the validation tasks, after as many steps as the result uses."""
     steps = 0 if without_steps(experiment) else experiment.config.inner.test_steps
-    predict = fmeta.meta_predict(experiment.algorithm, experiment.plan, steps=[steps])
     metric = experiment.family.metric
+    if experiment.plan.tasks == "loop":  # what its models return has no shape of its own
+        measure = fmeta.meta_eval(experiment.algorithm, experiment.plan, steps=[steps])
+        return lambda meta: reported(measure, meta, experiment.val, metric).mean().item()
+    predict = fmeta.meta_predict(experiment.algorithm, experiment.plan, steps=[steps])
     return lambda meta: per_task(predict, meta, experiment.val, metric).mean().item()
 
 
