@@ -91,6 +91,7 @@ def evaluate(
     steps: str | None = None,
     checkpoint: str = "best",
     baselines: bool = True,
+    baseline_steps: int | None = None,
     root: Path | None = None,
     device: str | None = None,
     compile: str | None = None,
@@ -105,17 +106,23 @@ def evaluate(
         steps: the numbers of steps that the table shows, as in ``"0,1,5"``.
         checkpoint: ``"best"`` or ``"last"``.
         baselines: whether to compare with the models without meta-learning.
+        baseline_steps: training steps of the one that is trained on all tasks together, at least 1.
         root: folder of the data set.
         device, compile, threads: see ``fmeta.train.config.Machine``.
     """
     with processes() as together:
-        shown = together.once(lambda: checked("eval", tasks, steps))
+        shown = together.once(lambda: checked("eval", tasks, steps, baseline_steps))
         config = together.once(lambda: folder.read_config(path))
         asked: dict[str, Any] = {"device": device, "compile": compile, "threads": threads}
         machine = replace(
             config.machine, **{name: value for name, value in asked.items() if value is not None}
         )
-        numbers = replace(config.report, baselines=baselines, test_tasks=tasks or config.report.test_tasks)
+        numbers = replace(
+            config.report,
+            baselines=baselines,
+            test_tasks=tasks or config.report.test_tasks,
+            baseline_steps=baseline_steps or config.report.baseline_steps,
+        )
         task = config.task if root is None else replace(config.task, root=root)
         config = replace(config, report=numbers, machine=machine, task=task)
         use_threads(machine)
@@ -131,6 +138,7 @@ def compare_runs(
     out: Path = Path("comparison"),
     checkpoint: str = "best",
     baselines: bool = False,
+    baseline_steps: int | None = None,
     root: Path | None = None,
 ) -> int:
     """Test several runs on the same tasks; returns the exit code. See ``evaluate`` for the arguments."""
@@ -138,7 +146,7 @@ def compare_runs(
 
     if len(paths) < 2:
         raise ValueError(f"compare: at least two runs are needed, got {len(paths)}. Give their folders.")
-    shown = checked("compare", tasks, steps)
+    shown = checked("compare", tasks, steps, baseline_steps)
     return compare(
         paths,
         out,
@@ -147,11 +155,14 @@ def compare_runs(
         checkpoint=checkpoint,
         root=root,
         with_baselines=baselines,
+        baseline_steps=baseline_steps,
     )
 
 
-def checked(call: str, tasks: int | None, steps: str | None) -> list[int] | None:
-    """The numbers of steps that were asked for; refuses those that are none, and too few tasks."""
+def checked(call: str, tasks: int | None, steps: str | None, baseline_steps: int | None) -> list[int] | None:
+    """The numbers of steps that were asked for; refuses those that are none, and options out of range."""
+    if baseline_steps is not None and baseline_steps < 1:
+        raise ValueError(f"{call}: --baseline-steps must be at least 1, got {baseline_steps}.")
     if tasks is not None and tasks < 2:
         raise ValueError(
             f"{call}: --tasks must be at least 2, got {tasks}. 600 or more give useful intervals."
