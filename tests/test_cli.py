@@ -139,6 +139,7 @@ def test_wrong_command_lines_suggest_the_right_one(
         ("eval run --steps 1.5", "fmeta: eval: --steps must be whole numbers of at least 0, got '1.5'."),
         ("eval run --steps ,", "fmeta: eval: --steps must be whole numbers of at least 0, got ','."),
         ("compare a b --steps -3", "fmeta: compare: --steps must be whole numbers of at least 0, got '-3'."),
+        ("eval run --baseline-steps 0", "fmeta: eval: --baseline-steps must be at least 1, got 0."),
         ("compare a b --tasks 1", "fmeta: compare: --tasks must be at least 2, got 1."),
     ],
 )

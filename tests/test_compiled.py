@@ -10,6 +10,7 @@ import torch
 from cases import CASES, Case, case_named, each
 from helpers import assert_trees_close, reordered
 from problems import EAGER, LOSS, network, regression_tasks
+from reference import networks
 from torch.utils import _pytree as pytree
 
 import fmeta
@@ -87,6 +88,18 @@ def test_the_inner_step_reaches_a_kernel_as_data(built: list[Any]) -> None:
     compiled, eager = (fmeta.meta_eval(algorithm, plan, steps=[1, 2, 3, 5]) for plan in (ALWAYS, EAGER))
     assert_trees_close(compiled(meta, tasks), eager(meta, tasks), 1e-9)
     assert 0 < len(built) <= 3, f"{len(built)} kernels for a first step, the others, and the query loss"
+
+
+@pytest.mark.compiles
+def test_predictions_take_a_kernel_for_each_part(built: list[Any]) -> None:
+    """A first step, the others, the outputs before and after: for any number of steps and any start."""
+    algorithm = fmeta.metasgd(fmeta.losses.mse(networks.mlp), steps=2, lr=0.1)
+    predict = fmeta.meta_predict(algorithm, ALWAYS, steps=[0, 1, 2, 5])
+    eager = fmeta.meta_predict(algorithm, EAGER, steps=[0, 1, 2, 5])
+    meta = algorithm.init(network())
+    for other in (meta, fmeta.tree.scale(meta, 0.5), fmeta.tree.scale(meta, 2.0)):
+        assert_trees_close(predict(other, regression_tasks()), eager(other, regression_tasks()), 1e-9)
+        assert len(built) == 4
 
 
 @pytest.mark.compiles

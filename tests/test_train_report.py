@@ -373,6 +373,12 @@ def test_baselines_that_differ_are_named_after_their_runs(
     ]  # fmt: skip
     assert "trained for as many steps as its run" in " ".join(said.split())
     lines_of_table(said)
+    arguments = ["compare", *map(str, paths), "--out", out, "--tasks", "5"]
+    assert main([*arguments, "--baselines", "--baseline-steps", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "trained for 2 steps" in " ".join(said.split())
+    found = json.loads((Path(out) / "compare.json").read_text())["baselines"]
+    assert [row["name"] for row in found] == ["from scratch", "fine-tuned", "zero head"]
 
 
 def test_options_of_training_tasks_alone_do_not_matter(tmp_path: Path, pictures: None, capsys: Any) -> None:

@@ -30,6 +30,8 @@ class EvalCommand:
     """Which checkpoint: the best on validation tasks, or the last."""
     baselines: bool = True
     """Compare with models without meta-learning; one of them is trained first if the run has none yet."""
+    baseline_steps: MaybeInt = None
+    """Training steps of that one; as many as the run itself took if not given."""
     root: MaybePath = None
     """Folder of the data set, if it is not where it was in training."""
     device: MaybeStr = None
@@ -56,6 +58,8 @@ class CompareCommand:
     """Which checkpoint of each run."""
     baselines: bool = False
     """Add the models without meta-learning of each run; runs that would have the same share one."""
+    baseline_steps: MaybeInt = None
+    """Training steps of those that are trained on all tasks together; as many as each run took if not given."""
     root: MaybePath = None
     """Folder of the data set, if it is not where it was in training."""
 

@@ -95,6 +95,7 @@ def evaluate(
     steps: str | None = None,
     checkpoint: str = "best",
     baselines: bool = True,
+    baseline_steps: int | None = None,
     root: Path | None = None,
     device: str | None = None,
     compile: str | None = None,
@@ -109,10 +110,11 @@ def evaluate(
         steps: the numbers of steps that the table shows, as in ``"0,1,5"``.
         checkpoint: ``"best"`` or ``"last"``.
         baselines: whether to compare with the models without meta-learning.
+        baseline_steps: training steps of the one that is trained on all tasks together, at least 1.
         root: folder of the data set.
         device, compile, threads: see ``fmeta.train.config.Machine``.
     """
-    shown = checked("eval", tasks, steps)
+    shown = checked("eval", tasks, steps, baseline_steps)
     if folder.read_config(path).recipe == "detection":
         from fmeta.train import detection  # torchvision takes seconds to import
 
@@ -123,7 +125,12 @@ def evaluate(
         machine = replace(
             config.machine, **{name: value for name, value in asked.items() if value is not None}
         )
-        numbers = replace(config.report, baselines=baselines, test_tasks=tasks or config.report.test_tasks)
+        numbers = replace(
+            config.report,
+            baselines=baselines,
+            test_tasks=tasks or config.report.test_tasks,
+            baseline_steps=baseline_steps or config.report.baseline_steps,
+        )
         task = located(config.task, root)
         config = replace(config, report=numbers, machine=machine, task=task)
         use_threads(machine)
@@ -139,6 +146,7 @@ def compare_runs(
     out: Path = Path("comparison"),
     checkpoint: str = "best",
     baselines: bool = False,
+    baseline_steps: int | None = None,
     root: Path | None = None,
 ) -> int:
     """Test several runs on the same tasks; returns the exit code. See ``evaluate`` for the arguments."""
@@ -146,7 +154,7 @@ def compare_runs(
 
     if len(paths) < 2:
         raise ValueError(f"compare: at least two runs are needed, got {len(paths)}. Give their folders.")
-    shown = checked("compare", tasks, steps)
+    shown = checked("compare", tasks, steps, baseline_steps)
     return compare(
         paths,
         out,
@@ -155,11 +163,14 @@ def compare_runs(
         checkpoint=checkpoint,
         root=root,
         with_baselines=baselines,
+        baseline_steps=baseline_steps,
     )
 
 
-def checked(call: str, tasks: int | None, steps: str | None) -> list[int] | None:
-    """The numbers of steps that were asked for; refuses those that are none, and too few tasks."""
+def checked(call: str, tasks: int | None, steps: str | None, baseline_steps: int | None) -> list[int] | None:
+    """The numbers of steps that were asked for; refuses those that are none, and options out of range."""
+    if baseline_steps is not None and baseline_steps < 1:
+        raise ValueError(f"{call}: --baseline-steps must be at least 1, got {baseline_steps}.")
     if tasks is not None and tasks < 2:
         raise ValueError(
             f"{call}: --tasks must be at least 2, got {tasks}. 600 or more give useful intervals."

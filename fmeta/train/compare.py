@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from torch import Tensor
 
 import fmeta
 from fmeta.train import folder, plots
+from fmeta.train.baselines import BASELINES
 from fmeta.train.checkpoint import finite_or_none
 from fmeta.train.curves import Look, step_figure
 from fmeta.train.evaluate import Curve, adapts, calibration, estimates, paired
@@ -47,6 +49,7 @@ def compare(
     checkpoint: str = "best",
     root: Path | None = None,
     with_baselines: bool = False,
+    baseline_steps: int | None = None,
 ) -> int:
     """Test runs on the same tasks; print a table, write ``compare.json`` and ``compare.png``; returns 0.
 
@@ -61,11 +64,12 @@ def compare(
         checkpoint: ``"best"`` or ``"last"`` of each run.
         root: folder of the data set, if it is not where it was in training.
         with_baselines: whether the runs' baselines without meta-learning are lines of the table too.
+        baseline_steps: training steps of the pre-trained ones; by default as many as their run took.
 
     Raises:
         ValueError: for runs whose test tasks differ, so that their scores do not compare.
     """
-    runs = looked_at(paths, tasks, root, with_baselines)
+    runs = looked_at(paths, tasks, root, with_baselines, baseline_steps)
     at = sorted({k for run in runs for k in (*run.steps, *(steps or ()))})
     shown = sorted({*ROWS, *(run.headline for run in runs)} if steps is None else steps)
     owners = owned(runs)
@@ -114,16 +118,19 @@ def table(found: Sequence[Line], metric: str, shown: Sequence[int]) -> str:
 
 
 def looks(found: Sequence[Line]) -> list[Look]:
-    """Runs in colours, baselines in greys; a model without steps is a dashed line."""
-    greys = {"from_scratch": ":", "no_meta_learning": "-.", "no_meta_learning_zero_head": "--"}
+    """Runs in colours, dashed where they take no steps; baselines dashed without points, grey where all share one."""
+    dashes = {"from_scratch": ":", "no_meta_learning": "-.", "no_meta_learning_zero_head": "--"}
+    paths = dict.fromkeys(line.run.path for line in found)
+    colors = dict(zip(paths, itertools.cycle(plots.PALETTE), strict=False))
     drawn: list[Look] = []
-    for number, line in enumerate(found):
+    for line in found:
+        name, color = line.curve.name, colors[line.run.path]
         if line.baseline:
-            drawn.append(Look(line.curve, plots.PLAIN, line.curve.name, greys[line.baseline]))
+            shared = name == BASELINES[line.baseline].title
+            color = plots.SHARED if shared else color
+            drawn.append(Look(line.curve, color, name, dashes[line.baseline], 1.3, ""))
         else:
-            style = "-" if adapts(line.curve) else "--"
-            color = plots.PALETTE[number % len(plots.PALETTE)]
-            drawn.append(Look(line.curve, color, line.curve.name, style))
+            drawn.append(Look(line.curve, color, name, "-" if adapts(line.curve) else "--"))
     return drawn
 
 

@@ -29,6 +29,7 @@ class Look(NamedTuple):
     label: str
     style: str = "-"
     width: float = 1.5
+    marker: str = "o"
 
 
 def metric_label(metric: str) -> str:
@@ -66,7 +67,7 @@ def score_panel(axes: Axes, looks: Sequence[Look], metric: str) -> None:
     """Means with intervals, errors on a logarithmic scale; a model without steps is a level line."""
     starts = [estimates(look.curve.scores.values)[0].mean for look in looks]
     top = 1.2 * max(filter(math.isfinite, starts), default=1.0) if metric == "loss" else math.inf
-    for curve, color, label, style, width in looks:
+    for curve, color, label, style, width, marker in looks:
         found = estimates(curve.scores.values)
         kept = list(itertools.takewhile(lambda e: e.mean < top, found))  # one that diverges ends there
         low, mean, high = ([scaled(e.mean + s * e.interval, metric) for e in kept] for s in (-1, 0, 1))
@@ -76,8 +77,8 @@ def score_panel(axes: Axes, looks: Sequence[Look], metric: str) -> None:
             continue
         label += "" if len(kept) == len(found) else " (diverges)"
         steps = curve.steps[: len(kept)]
-        axes.fill_between(steps, low, high, color=color, alpha=0.2, lw=0)
-        axes.plot(steps, mean, color=color, lw=width, ls=style, marker="o", ms=3.5, label=label)
+        axes.fill_between(steps, low, high, color=color, alpha=0.2 if marker else 0.1, lw=0)
+        axes.plot(steps, mean, color=color, lw=width, ls=style, marker=marker, ms=3.5, label=label)
     axes.set_ylabel(metric_label(metric))
     if metric == "loss":
         axes.set_yscale("log")
@@ -89,10 +90,10 @@ def score_panel(axes: Axes, looks: Sequence[Look], metric: str) -> None:
 
 def error_panel(axes: Axes, looks: Sequence[Look]) -> None:
     """The expected calibration error."""
-    for curve, color, _, style, width in looks:
+    for curve, color, _, style, width, marker in looks:
         errors = [100 * error for error in calibration(curve) or ()]
         if adapts(curve):
-            axes.plot(curve.steps, errors, color=color, lw=width, ls=style, marker="o", ms=3.5)
+            axes.plot(curve.steps, errors, color=color, lw=width, ls=style, marker=marker, ms=3.5)
         else:
             axes.axhline(errors[0], color=color, lw=width, ls=style)
     axes.set_ylabel("calibration error, ECE (%)")

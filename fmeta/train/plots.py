@@ -36,6 +36,8 @@ BASELINES = {
 }
 PALETTE = ("#1f5fa8", "#d9772b", "#188038", "#9c4bb0", "#00838f", "#c5221f", "#8a6d00", "#5c6bc0")
 """Colours of several runs in one plot."""
+SHARED = "#5f6368"
+"""The colour of a baseline that they have in common."""
 RIGHT, WRONG = "#188038", "#d93025"
 STYLE: dict[Any, Any] = {
     "font.size": 9.5,

@@ -37,14 +37,21 @@ class Run(NamedTuple):
     has_stored: bool
 
 
-def looked_at(paths: Sequence[Path], tasks: int, root: Path | None, with_baselines: bool) -> list[Run]:
+def looked_at(
+    paths: Sequence[Path], tasks: int, root: Path | None, with_baselines: bool, baseline_steps: int | None
+) -> list[Run]:
     """Build every run once, refuse those with other test tasks, and keep what the comparison is planned by."""
     configs = [folder.read_config(path) for path in paths]
     runs: list[Run] = []
     first = ""
     for path, config, name in zip(paths, configs, labels(paths, configs), strict=True):
         task = located(config.task, root)
-        config = replace(config, task=task, report=replace(config.report, test_tasks=tasks))
+        numbers = replace(
+            config.report,
+            test_tasks=tasks,
+            baseline_steps=baseline_steps or config.report.baseline_steps,
+        )
+        config = replace(config, task=task, report=numbers)
         if config.recipe != configs[0].recipe:
             raise unlike(path, paths[0], ["recipe"])
         experiment = build(config)
