@@ -13,9 +13,11 @@ import pytest
 import torch
 from detection_problems import HEAD, as_coco, characters, problem, tiny_scenes, write_folder
 from helpers import assert_trees_close
+from torchvision.ops import FrozenBatchNorm2d
 
 import fmeta
 from fmeta.data import Pools
+from fmeta.models.rcnn import with_norms_of
 from fmeta.tasks.detection import batch_of
 from fmeta.train import checkpoint, cli, detection_data
 from fmeta.train.average_precision import average_precision
@@ -299,6 +301,20 @@ def test_without_pycocotools_the_error_says_what_to_install(
     with pytest.raises(ImportError, match="needs pycocotools"):
         train(tiny_config(tmp_path / "run"), "")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_torchvisions_own_detector_is_built_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = DetectionTask()
+    made = fmeta.models.faster_rcnn(weights=None)
+    frozen = with_norms_of(made, {}, eps=1e-5)  # as torchvision builds it with COCO weights
+    assert any(isinstance(layer, FrozenBatchNorm2d) for layer in frozen.modules())
+    monkeypatch.setattr(detection_data, "faster_rcnn", lambda name, **options: frozen)
+    assert detection_data.make_module(task) is frozen
+    monkeypatch.undo()
+    again, x = detection_data.built(task, dict(frozen.state_dict())), [torch.rand(3, 64, 64)]
+    assert_trees_close(again.backbone(x[0][None]), frozen.backbone(x[0][None]))
+    kept = detection_data.built(task, dict(fmeta.models.faster_rcnn(weights=None).state_dict()))
+    assert not any(isinstance(layer, FrozenBatchNorm2d) for layer in kept.modules())
 
 
 def test_scenes_of_a_run_have_scripts_of_their_own() -> None:

@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.mobilenetv2 import MobileNetV2
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 LEVELS = {"6": "0", "13": "1", "17": "2"}
 """Blocks of MobileNetV2 whose outputs, at strides 8, 16 and 32, the pyramid takes."""
@@ -134,3 +134,21 @@ def check_weights(call: str, path: Path, module: nn.Module, found: Any, prefix: 
             f"{call}: {path} holds weights of another architecture, got {wrong[0]} and {len(wrong) - 1} more "
             "differences. Give weights that this detector was made with."
         )
+
+
+def with_norms_of(module: FasterRCNN, weights: Mapping[str, Tensor], *, eps: float) -> FasterRCNN:
+    """A detector of torchvision's without weights, with the kind of norm layers that these weights are of.
+
+    torchvision builds a detector that gets weights with frozen batch norms, which count no batches, and one that
+    gets none with ordinary ones.
+
+    Args:
+        module: what ``faster_rcnn(name, weights=None)`` returned; its layers are replaced.
+        weights: all weights that it is going to load.
+        eps: of the frozen layers.
+    """
+    for name, layer in list(module.named_modules()):
+        if isinstance(layer, nn.BatchNorm2d) and f"{name}.num_batches_tracked" not in weights:
+            parent, _, own = name.rpartition(".")
+            setattr(module.get_submodule(parent), own, FrozenBatchNorm2d(layer.num_features, eps=eps))
+    return module

@@ -47,7 +47,7 @@ class Learned(NamedTuple):
     config: Config[Any]
 
 
-def make_algorithm(loss_fn: Detection, config: Config[Any], steps: int | None = None) -> Algorithm:
+def make_algorithm(loss_fn: Detection, config: Config[Any]) -> Algorithm:
     """The algorithm that a config names.
 
     Raises:
@@ -66,8 +66,7 @@ def make_algorithm(loss_fn: Detection, config: Config[Any], steps: int | None = 
         options = {"objective": "reptile"}
     rule = fmeta.adam(inner.inner_lr, b1=0.0) if inner.inner_optimizer == "adam" else None
     rule = rule or fmeta.sgd(inner.inner_lr, momentum=0.9)
-    steps = inner.inner_steps if steps is None else steps
-    return fmeta.few_shot_detection(loss_fn, rule, steps=steps, **options)  # type: ignore[arg-type]
+    return fmeta.few_shot_detection(loss_fn, rule, steps=inner.inner_steps, **options)  # type: ignore[arg-type]
 
 
 def plain_gradient(loop: InnerLoop, params: Tree, meta: Tree, batch: Batch, k: Tensor) -> tuple[Tree, Tensor]:

@@ -7,10 +7,9 @@ import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 
 import fmeta
 from fmeta.data.boxes import BoxPool, box_folder
@@ -53,13 +52,6 @@ from fmeta.train.family import Family
 from fmeta.train.options import check
 from fmeta.train.run import divergence, run
 from fmeta.train.terminal import format_seconds, progress_bar, say
-
-
-class Case(NamedTuple):
-    """One draw of support pictures, and pictures to be tested on."""
-
-    support: Tensor
-    query: Tensor
 
 
 def train(config: Config[DetectionTask], command: str) -> int:

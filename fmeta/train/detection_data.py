@@ -17,7 +17,7 @@ from fmeta.data.scenes import scenes
 from fmeta.models.detecting import detection
 from fmeta.models.detector import Detector, GeneralizedRCNN, split_detector
 from fmeta.models.new_classes import BOXES, SCORES
-from fmeta.models.rcnn import faster_rcnn, mobilenet_detector
+from fmeta.models.rcnn import faster_rcnn, mobilenet_detector, with_norms_of
 from fmeta.tasks.detection import pictures
 from fmeta.train.detection_config import DetectionTask
 from fmeta.types import Params, Plan
@@ -54,6 +54,9 @@ def built(task: DetectionTask, weights: Mapping[str, Tensor]) -> GeneralizedRCNN
         module: GeneralizedRCNN = make_mobilenet(task, classes, None)
     else:
         module = faster_rcnn(task.detector, weights=None, num_classes=classes + 1)
+        # the first of torchvision's detectors has weights of a time when this was 0
+        eps = 0.0 if task.detector == "fasterrcnn_resnet50_fpn" else 1e-5
+        module = with_norms_of(module, weights, eps=eps)
     module.load_state_dict(dict(weights))
     return module
 
