@@ -70,7 +70,7 @@ def check(config: Config[Any]) -> None:
         if name in ABOVE_ZERO and not value > 0:
             raise ValueError(f"train: {flag(name)} must be above 0, got {value}.")
     train_ways = getattr(config.task, "train_ways", None)
-    if train_ways not in (None, config.task.ways) and config.inner.algorithm not in STEPLESS:
+    if train_ways is not None and train_ways != config.task.ways and config.inner.algorithm not in STEPLESS:
         raise ValueError(
             f"train: --train-ways may differ from --ways for {', '.join(STEPLESS)}, got "
             f"{config.inner.algorithm}, whose model has one output a class. Leave it out."
