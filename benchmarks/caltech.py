@@ -86,7 +86,7 @@ def main(options: Options) -> None:
     report["meta_step"] = timing(pools, frozen, options)
     report |= {"seconds": round(time.perf_counter() - begin, 1), "options": plain(options)}
     report |= {
-        "command": shlex.join(["python", "-m", "benchmarks.caltech", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "benchmarks.caltech", *(Path(a).name for a in sys.argv[1:])]),
         "torch": torch.__version__,
     }
     print(json.dumps({k: report[k] for k in ("files", "meta_step", "seconds")}, indent=1))
@@ -285,7 +285,7 @@ def percent(row: dict[str, float]) -> str:
 
 
 def plain(options: Options) -> dict[str, Any]:
-    return {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
+    return {k: v.name if isinstance(v, Path) else v for k, v in vars(options).items()}
 
 
 if __name__ == "__main__":
