@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,33 @@ def test_a_kept_run_gives_its_reported_error(name: str) -> None:
     assert {path.stat().st_size < 2**20 for path in KEPT.glob("*/*.safetensors")} == {True}
 
 
+OMNIGLOT = {
+    "omniglot_maml_5w1s": (3, 0.983, 0.0041),
+    "omniglot_maml_mlp_5w1s": (3, 0.877, 0.0109),
+    "omniglot_maml_mlp_5w5s": (3, 0.977, 0.0022),
+    "omniglot_protonet_60w1s": (0, 0.974, 0.0028),
+    "omniglot_protonet_5w1s": (0, 0.955, 0.0040),
+}
+"""Inner steps, accuracy and the half-width of its interval on 1,000 tasks, as reported."""
+
+
+@pytest.mark.skipif(
+    not (Path(os.environ.get("FMETA_DATA", "")) / "omniglot").is_dir(), reason="needs $FMETA_DATA/omniglot"
+)
+@pytest.mark.parametrize("name", OMNIGLOT)
+def test_a_kept_run_gives_its_reported_accuracy(name: str) -> None:
+    """On the first 50 of the reported tasks: within four standard errors of what was printed."""
+    steps, mean, interval = OMNIGLOT[name]
+    built, meta = load_run(KEPT / name)
+    measure = fmeta.meta_eval(built.algorithm, fmeta.Plan(compile=False), steps=[steps])
+    found = measure(meta, built.test.sampler(built.test.seed, 0))["accuracy"]
+    assert len(found) == 50
+    assert abs(found.mean().item() - mean) < 4 * interval / 1.96 * (1000 / 50) ** 0.5
+
+
 def test_there_are_kept_runs() -> None:
     assert len(SINUSOID) >= 4
+    assert set(OMNIGLOT) == {path.name for path in KEPT.glob("omniglot_*")}
 
 
 def test_families_are_compared(tmp_path: Path) -> None:
