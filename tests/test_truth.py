@@ -39,6 +39,7 @@ OMNIGLOT = {
     "omniglot_protonet_60w1s": (0, 0.974, 0.0028),
     "omniglot_protonet_5w1s": (0, 0.955, 0.0040),
     "omniglot_r2d2_5w1s": (0, 0.949, 0.0040),
+    "omniglot_umtra_5w1s": (3, 0.855, 0.0104),
 }
 """Inner steps, accuracy and the half-width of its interval on 1,000 tasks, as reported."""
 
