@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import copy
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fmeta.data.features import check_trunk
-from fmeta.types import Sampler, Task
+from fmeta.tasks.prepared import prepared
+from fmeta.types import Sampler
 
 
 def through(sampler: Sampler, trunk: nn.Module) -> Sampler:
     """The same tasks with what ``trunk`` makes of each example in place of the example.
 
     For examples that differ from step to step (augmented pictures); where they do not, ``fmeta.data.embedded``
-    keeps the features of a whole pool. All tasks of a step are one batch of the trunk, without gradient.
+    keeps the features of a whole pool. This is ``prepared`` with a module that is checked and copied.
 
     Args:
         sampler: tasks whose ``x`` is one tensor, ``[task, n, *feature]``.
@@ -25,6 +25,7 @@ def through(sampler: Sampler, trunk: nn.Module) -> Sampler:
         TypeError: if the trunk is no module.
         ValueError: if it is in training mode or normalises by the batch.
 
+    >>> import torch
     >>> from fmeta.data import from_tensors
     >>> from fmeta.tasks import few_shot
     >>> pool = from_tensors(torch.rand(8, 3), torch.arange(8) % 2, split=(1, 0, 0)).train
@@ -33,13 +34,4 @@ def through(sampler: Sampler, trunk: nn.Module) -> Sampler:
     torch.Size([4, 2, 5])
     """
     check_trunk("through", trunk)
-    trunk = copy.deepcopy(trunk)
-
-    def features(x: Tensor) -> Tensor:
-        with torch.no_grad():
-            return trunk(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-
-    def sample(seed: int, step: int) -> Task:
-        return Task(*(part._replace(x=features(part.x)) for part in sampler(seed, step)))
-
-    return sample
+    return prepared(sampler, copy.deepcopy(trunk))
