@@ -109,7 +109,7 @@ class Apply:
         if params.keys() != self.names:
             self._refuse_names(params)
         with differentiable():
-            if torch.compiler.is_compiling() or "pure" in self._seen:
+            if purity.under_compilation() or "pure" in self._seen:
                 return self._call(params, args, kwargs)
             return self._first_call(params, args, kwargs)
 

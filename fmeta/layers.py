@@ -104,7 +104,7 @@ class _SlowAttention:
     def forward(self: Any, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
         # Eagerly an active mode blocks the fast path of evaluation; torch.compile does not look, but it
         # sees that query and key are two tensors.
-        key = key[...] if torch.compiler.is_compiling() and not self.training else key
+        key = key[...] if purity.under_compilation() and not self.training else key
         return nn.MultiheadAttention.forward(self, query, key, *args, **kwargs)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from fmeta.calibration import Reliability as Reliability
 from fmeta.calibration import calibration_error as calibration_error
 from fmeta.calibration import reliability as reliability
+from fmeta.purity import under_compilation
 from fmeta.types import Batch, LossFn, Metrics, Params, Tree
 
 
@@ -179,7 +180,7 @@ def checking_labels() -> Iterator[None]:
 def _is_plain(tensor: Tensor) -> bool:
     """Whether values may be read: no transform, tracing or compilation is under way."""
     return not (
-        torch.compiler.is_compiling()
+        under_compilation()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._len_torch_dispatch_stack()
         or tensor.is_meta

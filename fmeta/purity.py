@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 PARTS = ("_parameters", "_buffers", "_modules")
@@ -98,3 +99,8 @@ def _innermost_module(traceback: TracebackType | None) -> nn.Module | None:
             found = owner
         traceback = traceback.tb_next
     return found
+
+
+def under_compilation() -> bool:
+    """Whether torch.compile is tracing this call: all that the layers below ``parallel`` ask about how they are run."""
+    return torch.compiler.is_compiling()
