@@ -6,7 +6,7 @@ runs the whole meta-gradient as a few compiled, batched kernels.
 
 import typing
 
-from fmeta import data, embeddings, losses, models, optim, schedules, tasks, weights
+from fmeta import data, embeddings, learned, losses, models, optim, schedules, tasks, weights
 from fmeta.adapt import adapt
 from fmeta.adjoint import first_order, truncated, unroll
 from fmeta.algorithms import (
@@ -31,7 +31,10 @@ from fmeta.algorithms import (
     simpleshot,
 )
 from fmeta.annealing import mamlpp_schedule, multi_step_weights
+from fmeta.estimate import Estimate, estimate, estimate_init, estimate_step, unit_norm
+from fmeta.estimators import Estimator, bptt, es, forward_mode, pes
 from fmeta.functional import functionalize
+from fmeta.hypergrad import hypergrad
 from fmeta.inserts import merged, with_adapters, with_lora
 from fmeta.meta import explain, meta_eval, meta_grad, meta_init, meta_step
 from fmeta.optim import (
@@ -65,6 +68,7 @@ from fmeta.types import (
     Metrics,
     Params,
     Plan,
+    System,
     Task,
     Transform,
 )
@@ -79,6 +83,8 @@ __all__ = [
     "Adjoint",
     "Algorithm",
     "Batch",
+    "Estimate",
+    "Estimator",
     "InnerLoop",
     "LossFn",
     "MetaLearningWarning",
@@ -86,6 +92,7 @@ __all__ = [
     "Metrics",
     "Params",
     "Plan",
+    "System",
     "Task",
     "Transform",
     "__version__",
@@ -95,6 +102,7 @@ __all__ = [
     "adapt",
     "anil",
     "boil",
+    "bptt",
     "cavia",
     "chain",
     "clip_by_norm",
@@ -102,15 +110,22 @@ __all__ = [
     "data",
     "early_stopping",
     "embeddings",
+    "es",
+    "estimate",
+    "estimate_init",
+    "estimate_step",
     "explain",
     "export",
     "export_adaptation",
     "few_shot_detection",
     "first_order",
+    "forward_mode",
     "freeze",
     "functionalize",
+    "hypergrad",
     "imaml",
     "last_blocks",
+    "learned",
     "lion",
     "load",
     "losses",
@@ -133,6 +148,7 @@ __all__ = [
     "multi_step_weights",
     "norm_names",
     "optim",
+    "pes",
     "protomaml",
     "protonet",
     "r2d2",
@@ -148,6 +164,7 @@ __all__ = [
     "split",
     "tasks",
     "truncated",
+    "unit_norm",
     "unroll",
     "weights",
     "with_adapters",

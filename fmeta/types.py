@@ -120,6 +120,22 @@ class Algorithm(NamedTuple):
     spares adapting again."""
 
 
+class System(NamedTuple):
+    """A process of many steps that parameters ``theta`` steer: training by a learned optimiser, say. Of ONE task.
+
+    What is minimised is the mean of the losses of all steps.
+    """
+
+    start: Callable[[Tree, Tree], Tree]
+    """``(theta, task) -> state``."""
+    step: Callable[[Tree, Tree, Tree, Tensor], tuple[Tree, Tensor]]
+    """``(theta, state, task, t) -> (state, loss)``; ``t``, the steps before this one, is a tensor without dimensions."""
+    steps: int
+    """The longest that a task goes on."""
+    length: Callable[[Tree], Tensor] | None = None
+    """``(task) -> []``: how many steps this task has, where they differ."""
+
+
 class MetaState(NamedTuple):
     """What one outer step hands to the next."""
 

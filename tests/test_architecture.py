@@ -39,7 +39,9 @@ LAYERS = (
     ("metric", "beside", "stopping", "sharp", "annealing"),
     ("algorithms",),
     ("parallel",),
-    ("meta", "estimators", "hypergrad", "standalone"),
+    ("meta", "estimators", "standalone"),
+    ("estimate", "hypergrad"),
+    ("learned",),
     ("embeddings", "predict"),
     ("fmeta",),  # the public names, gathered
     ("train",),

@@ -5,8 +5,10 @@ The only place where vmap, compilation and distribution appear. Nothing below it
 
 from fmeta.parallel.boundary import check_algorithm, check_plan
 from fmeta.parallel.explain import Explanation, explain_loop
+from fmeta.parallel.kernels import compiled
 from fmeta.parallel.processes import ALONE, Elsewhere, Processes, Votes, launched, processes
 from fmeta.parallel.run import Runner
+from fmeta.parallel.unrolled import Unrolled
 
 __all__ = [
     "ALONE",
@@ -14,9 +16,11 @@ __all__ = [
     "Explanation",
     "Processes",
     "Runner",
+    "Unrolled",
     "Votes",
     "check_algorithm",
     "check_plan",
+    "compiled",
     "explain_loop",
     "launched",
     "processes",

@@ -83,6 +83,11 @@ class Kernel:
         return built
 
 
+def compiled(name: str, fn: Callable[..., Any], plan: Plan = Plan()) -> Callable[..., Any]:
+    """A function of trees of tensors, compiled once for every combination of shapes where that is possible."""
+    return fn if plan.compile is False else Kernel(name, fn, plan)
+
+
 def first_line(error: Exception) -> str:
     """The first line of an error, with its type where that is not one of ours."""
     text = (str(error).strip() or "no message").splitlines()[0]

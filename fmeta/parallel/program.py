@@ -92,6 +92,9 @@ class Recorder(TorchDispatchMode):
                 return func.decompose(*args, **kwargs)
         args_of, kwargs_of = self.symbols(args), self.symbols(kwargs)
         out = func(*args, **kwargs)
+        if func in RESHAPED:  # only the shape of a tensor changed: from here on it is another one
+            func = RESHAPED[func]
+            self.registers.pop(out)
         leaves = [out] if isinstance(out, Tensor) else tree.leaves(out)
         results = tuple(self.register(x) if isinstance(x, Tensor) else NOTHING for x in leaves)
         self.instructions.append(Instruction(func, None, args_of, kwargs_of, results, ()))
@@ -130,6 +133,16 @@ class Recorder(TorchDispatchMode):
         instructions = list(freed(self.instructions, {*outputs, NOTHING}))
         plain = form_of(result)
         return Program(instructions, self.inputs, len(self.like), outputs, spec, plain and plain[1])
+
+
+aten = torch.ops.aten
+RESHAPED: dict[Any, Any] = {
+    aten.squeeze_.dims: aten.squeeze.dims,
+    aten.squeeze_.dim: aten.squeeze.dim,
+    aten.unsqueeze_.default: aten.unsqueeze.default,
+    aten.transpose_.default: aten.transpose.int,
+}
+"""Operations in place that change no number, and the same as new tensors: batched products make them."""
 
 
 @functools.cache

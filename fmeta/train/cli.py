@@ -122,7 +122,7 @@ def recipe_choice(configs: dict[str, Config[Any]]) -> Any:
     """One subcommand a recipe, with these configs as defaults and the recipe's own words as help."""
     choices = [
         Annotated[
-            Config[type(config.task)],  # type: ignore[misc]
+            Config[type(config.task)] if type(config) is Config else type(config),  # type: ignore[misc]
             tyro.conf.subcommand(name, default=config, description=described(RECIPES[name])),
         ]
         for name, config in configs.items()

@@ -44,6 +44,10 @@ def train(config: Config[Any], command: str) -> int:
         from fmeta.train import detection  # torchvision takes seconds to import
 
         return detection.train(config, command)
+    if config.recipe == "learned-optimizer":
+        from fmeta.train import learning
+
+        return learning.train(config, command)
     with processes() as together:
         together.once(lambda: check_start(config))
         use_threads(config.machine)
@@ -119,6 +123,10 @@ def evaluate(
         from fmeta.train import detection  # torchvision takes seconds to import
 
         return detection.report(path, command, checkpoint)
+    if folder.read_config(path).recipe == "learned-optimizer":
+        from fmeta.train import learning
+
+        return learning.report(path, command, checkpoint, tasks)
     with processes() as together:
         config = together.once(lambda: folder.read_config(path))
         asked: dict[str, Any] = {"device": device, "compile": compile, "threads": threads}

@@ -40,9 +40,11 @@ AT_LEAST = {
     **dict.fromkeys(["train_ways", "train_shots", "size", "batch", "proposals", "head_width"], 1),
     **dict.fromkeys(["scenes", "scene_classes", "scene_size", "layers", "rank"], 1),
     **dict.fromkeys(["max_length"], 3),
+    **dict.fromkeys(["shortest", "longest", "classes"], 1),
+    **dict.fromkeys(["truncation"], 0),
     **dict.fromkeys(["test_tasks"], 2),
 }
-ABOVE_ZERO = ("inner_lr", "outer_lr", "minutes", "strength", "radius", "base_lr", "width")
+ABOVE_ZERO = ("inner_lr", "outer_lr", "minutes", "strength", "radius", "base_lr", "width", "std", "start_lr")
 MAX_SEED = 1_000_000
 
 

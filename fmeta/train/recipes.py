@@ -17,6 +17,7 @@ from fmeta.train.config import (
     SinusoidTask,
 )
 from fmeta.train.detection_config import DetectionTask
+from fmeta.train.learning_config import LearningConfig, LearningTask
 from fmeta.train.text_config import TextTask
 
 
@@ -126,6 +127,23 @@ def text() -> Config[TextTask]:
     )
 
 
+def learned_optimizer() -> LearningConfig:
+    """An optimiser that is learned: it trains small networks, and is judged by how fast; needs no data.
+
+    `fmeta train learned-optimizer`. Many small trainings run side by side, and the weights of the optimiser follow the
+    gradient of the mean logarithm of their losses, through 100 steps at a time. It is then tested on unseen data and other
+    networks, beside SGD, Adam, AdamW and Lion at the best of 13 rates each. `fmeta.learned.load(RUN)` trains any
+    model with it, also as a torch.optim.Optimizer.
+    """
+    return LearningConfig(
+        recipe="learned-optimizer",
+        task=LearningTask(),
+        outer=Outer(tasks=16, outer_steps=900, outer_lr=1e-3),
+        report=Report(log_interval=10, val_interval=50, val_tasks=32, test_tasks=200, baselines=False),
+        machine=Machine(threads=1),
+    )
+
+
 RECIPES: dict[str, Callable[[], Config[Any]]] = {
     "sinusoid": sinusoid,
     "glyphs": glyphs,
@@ -133,4 +151,5 @@ RECIPES: dict[str, Callable[[], Config[Any]]] = {
     "images": images,
     "detection": detection,
     "text": text,
+    "learned-optimizer": learned_optimizer,
 }

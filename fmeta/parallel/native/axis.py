@@ -114,7 +114,7 @@ class Reader:
             if len(inputs) + len(fills) >= arguments:  # a tensor that the function had captured
                 index = len(inputs) + len(fills) - arguments
                 one, other = self.few.constants[index], self.more.constants[index]
-                if one is not other:
+                if one is not other and (one.shape != other.shape or not torch.equal(one, other)):
                     fills[op] = filled(one, other)
                     continue
                 constants.append(one)

@@ -1,0 +1,87 @@
+"""A learned optimiser in a file: its weights, and what it was made with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from fmeta import tree
+from fmeta.learned.lstm import lstm
+from fmeta.learned.meta_transformer import meta_transformer
+from fmeta.learned.mlp import mlp
+from fmeta.learned.optimizer import Optimizer
+from fmeta.learned.rule import LearnedOptimizer
+from fmeta.learned.schedule import schedule
+from fmeta.types import Params, Transform
+from fmeta.weightfiles import read, record_of
+
+RULES = {"meta_transformer": meta_transformer, "mlp": mlp, "lstm": lstm, "schedule": schedule}
+FILE = "optimizer.safetensors"
+"""The name in a run folder."""
+
+
+class Loaded(NamedTuple):
+    """A learned optimiser with its weights."""
+
+    rule: LearnedOptimizer
+    theta: Params
+
+    def __call__(self, steps: Tensor | float | None = None) -> Transform:
+        """The optimiser as a ``Transform``; ``steps`` is the length of the training to come."""
+        return self.rule(self.theta, steps)
+
+    def optimizer(self, params: Any, *, steps: int | None = None, lr: float = 1.0) -> Optimizer:
+        """The same as a ``torch.optim.Optimizer`` for an ordinary training loop; see ``fmeta.learned.Optimizer``."""
+        return Optimizer(params, self.rule, self.theta, steps=steps, lr=lr)
+
+
+def save(path: str | Path, rule: LearnedOptimizer, theta: Params) -> None:
+    """Write a learned optimiser to a safetensors file that ``load`` reads.
+
+    Args:
+        path: the file.
+        rule: what was trained.
+        theta: its weights.
+
+    Example:
+        >>> import fmeta, tempfile, pathlib
+        >>> file = pathlib.Path(tempfile.mkdtemp()) / "optimizer.safetensors"
+        >>> rule = fmeta.learned.meta_transformer()
+        >>> fmeta.learned.save(file, rule, rule.init(0))
+        >>> fmeta.learned.load(file).rule.name
+        'meta_transformer'
+    """
+    rule(theta)  # refuses what does not fit
+    record = json.dumps({"name": rule.name, "settings": rule.settings})
+    tensors = {name: leaf.detach().cpu().contiguous() for name, leaf in theta.items()}
+    safetensors.torch.save_file(tensors, str(path), {"fmeta": record})
+
+
+def load(path: str | Path) -> Loaded:
+    """A learned optimiser from a file of ``save``, or from the run folder of ``fmeta train learned-optimizer``.
+
+    Args:
+        path: the file, or the folder.
+
+    Raises:
+        ValueError: if there is none, or it holds other weights.
+    """
+    path = Path(path)
+    file = path / FILE if path.is_dir() else path
+    theta = read(file)
+    record = record_of(file)
+    if record.get("name") not in RULES:
+        raise ValueError(
+            f"learned.load: {file} must be a learned optimiser ({', '.join(RULES)}), got a file of other weights. "
+            "Give what fmeta.learned.save or `fmeta train learned-optimizer` wrote."
+        )
+    rule = RULES[record["name"]](**record["settings"])
+    theta = {name: theta[name] for name in rule.shapes if name in theta} | theta
+    with torch.no_grad():
+        rule(theta)
+    return Loaded(rule, tree.detach(theta))

@@ -1,0 +1,123 @@
+"""The face of ``torch.optim`` on a learned optimiser, for ordinary training loops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fmeta import tree
+from fmeta.learned.rule import LearnedOptimizer
+from fmeta.parallel import compiled
+from fmeta.types import Params
+
+
+class Optimizer(torch.optim.Optimizer):
+    """A learned optimiser that steps the parameters of a module.
+
+    ``zero_grad``, ``backward``, ``step``, parameter groups, ``state_dict`` and schedulers of torch work as with any
+    optimiser; a group's ``lr`` multiplies the steps that were learned (1 by default). All parameters that have a gradient
+    are updated together, by one kernel; those without keep their state until they have one again. A gradient that
+    is not finite is passed over, and counted in ``skipped``.
+
+    Args:
+        params: parameters, or groups of them.
+        rule: the learned optimiser.
+        theta: its weights.
+        steps: how many steps there will be; the rule plans by it. It may go on afterwards, as at the end.
+        lr: factor of the steps, at least 0.
+
+    Raises:
+        ValueError: for a negative ``lr``, or weights of another architecture.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        rule: LearnedOptimizer,
+        theta: Params,
+        *,
+        steps: int | None = None,
+        lr: float = 1.0,
+    ) -> None:
+        """Nothing is allocated before the first step."""
+        if lr < 0:
+            raise ValueError(f"learned.Optimizer: lr must be at least 0, got {lr}. It multiplies the steps.")
+        super().__init__(params, {"lr": lr})
+        self.skipped = 0
+        """Steps whose gradients were not finite."""
+        self.rule, self.theta, self.steps = rule, tree.detach(theta), steps
+        rule(self.theta, steps)
+        self.kept: dict[str, Tensor] = {}
+        self.names: tuple[str, ...] = ()
+        self.current: Any = None
+        self.kernel = compiled("learned optimizer", self._update)
+
+    def _update(self, theta: Params, grads: Params, state: Any, params: Params, rates: Params) -> Any:
+        updates, after = self.rule(theta, self.steps).update(grads, state, params)
+        moved = {name: p + rates[name] * updates[name] for name, p in params.items()}
+        return moved, after, tree.all_finite(grads)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One update of all parameters that have a gradient; returns what ``closure`` returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        owners: dict[str, tuple[Tensor, float]] = {}
+        index = 0
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    owners[f"p{index}"] = (p, group["lr"])
+                index += 1
+        if not owners:
+            return loss
+        params = {name: p.detach() for name, (p, _) in owners.items()}
+        grads = {name: p.grad for name, (p, _) in owners.items()}
+        state = self._state(params)
+        rates = {name: p.new_tensor(lr) for name, (p, lr) in owners.items()}
+        theta = {name: leaf.to(p.device) for name, leaf in self.theta.items()}
+        moved, self.current, fine = self.kernel(theta, grads, state, params, rates)
+        for name, (p, _) in owners.items():
+            p.copy_(moved[name])
+        self.skipped += int(not fine)
+        return loss
+
+    def _state(self, params: Params) -> Any:
+        """The state of these parameters: that of the last step where they are the same, else what is known of each."""
+        if self.current is not None and tuple(params) == self.names:
+            return self.current
+        self._keep()
+        self.names = tuple(params)
+        fresh = self.rule(self.theta, self.steps).init(params)
+        leaves = [self.kept.get(name, leaf) for name, leaf in tree.paths(fresh)]
+        return tree.unflatten([leaf.clone() for leaf in leaves], tree.flatten(fresh)[1])
+
+    def _keep(self) -> None:
+        """Note the state by name."""
+        if self.current is not None:
+            self.kept |= dict(tree.paths(self.current))
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's, with the state of the rule under ``learned``."""
+        self._keep()
+        return {**super().state_dict(), "learned": {name: leaf.clone() for name, leaf in self.kept.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where ``state_dict`` was taken.
+
+        Raises:
+            ValueError: for that of another optimiser.
+        """
+        if "learned" not in state_dict:
+            raise ValueError(
+                "learned.Optimizer: the state dict must be one of a learned optimiser, got one of another. Start "
+                "without it."
+            )
+        super().load_state_dict({name: value for name, value in state_dict.items() if name != "learned"})
+        self.kept = {name: leaf.clone() for name, leaf in state_dict["learned"].items()}
+        self.current, self.names = None, ()

@@ -1,0 +1,110 @@
+"""The record of a learned optimiser, ``theta -> Transform``, and what its rules share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fmeta import tree
+from fmeta.rates import rooted
+from fmeta.types import Params, Transform, Tree
+
+TIMESCALES = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
+Make = Callable[[Params, "Tensor | float | None", float], Transform]
+"""``(theta, steps, eps_root) -> Transform``."""
+
+
+class LearnedOptimizer(NamedTuple):
+    """An optimiser whose rule has weights of its own, ``theta``.
+
+    Call it with them to get a ``Transform`` that any algorithm takes; ``steps``, the length of the training it is
+    used for (a number, or a tensor that differs by task), is what a rule may plan by.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    """What it was made with, so that a file of weights can make it again."""
+    init: Callable[[int], Params]
+    """``(seed) -> theta``."""
+    make: Make
+    shapes: dict[str, torch.Size]
+    """Of the weights in theta."""
+
+    def __call__(self, theta: Params, steps: Tensor | float | None = None) -> Transform:
+        """The optimiser with these weights."""
+        if not isinstance(theta, dict) or {n: p.shape for n, p in theta.items()} != self.shapes:
+            raise ValueError(
+                f"{self.name}: theta must have the names and shapes that init returns, got {difference(theta, self.shapes)}"
+                ". Weights of another architecture do not fit; make the optimiser with the settings it was trained with."
+            )
+        if isinstance(steps, (int, float)) and steps < 1:
+            raise ValueError(f"{self.name}: steps must be at least 1, got {steps}. Leave it out if unknown.")
+        return rooted(lambda root: guarded(self.make(theta, steps, root)), self.name, None)
+
+
+def difference(theta: Any, shapes: dict[str, torch.Size]) -> str:
+    """The first thing in which weights are not what is expected."""
+    if not isinstance(theta, dict):
+        return type(theta).__name__
+    for name in (*shapes, *theta):
+        here, there = getattr(theta.get(name), "shape", "nothing"), shapes.get(name, "nothing")
+        if here != there:
+            return f"{here if here == 'nothing' else list(here)} for {name!r}"
+    return "them in another form"
+
+
+def learned_optimizer(
+    name: str, settings: dict[str, Any], init: Callable[[int], Params], make: Make
+) -> LearnedOptimizer:
+    """The record, with the shapes of what ``init`` draws."""
+    return LearnedOptimizer(name, settings, init, make, {n: p.shape for n, p in init(0).items()})
+
+
+def guarded(transform: Transform) -> Transform:
+    """The same rule, which passes over a gradient that is not finite: no update, and the state stays.
+
+    ``grads`` may lack parameters' values in no other way: other names than the state has are refused.
+    """
+
+    def update(grads: Tree, state: Tree, params: Tree) -> tuple[Tree, Tree]:
+        fine = tree.all_finite(grads)
+        clean = tree.map(lambda g: torch.where(fine, g, torch.zeros_like(g)), grads)
+        updates, after = transform.update(clean, state, params)
+        still = tree.map(torch.zeros_like, updates)
+        return tree.where(fine, updates, still), tree.where(fine, after, state)
+
+    return Transform(transform.init, update)
+
+
+def time_features(t: Tensor, steps: Tensor | float | None) -> Tensor:
+    """Where training stands, ``[len(TIMESCALES) + 3]``: ``tanh(t / scale - 1)``, and the part that is over.
+
+    Without ``steps`` training is always at its beginning.
+    """
+    scales = torch.tensor(TIMESCALES, dtype=t.dtype, device=t.device)
+    part = torch.zeros_like(t) if steps is None else (t / steps).clamp(0, 1)
+    known = torch.zeros_like(t) if steps is None else torch.ones_like(t)
+    return torch.cat([torch.tanh(t / scales - 1), torch.stack([part, part * part, known])])
+
+
+def real(t: Tensor, params: Tree) -> Tensor:
+    """A count of steps in the parameters' own dtype."""
+    return t.to(tree.leaves(params)[0].dtype)
+
+
+def mean_square(x: Tensor) -> Tensor:
+    """The mean of squares over all of a tensor, without dimensions."""
+    return (x * x).mean()
+
+
+def soft_unit(x: Tensor) -> Tensor:
+    """``x`` where it is small, scaled so that its mean square stays below 1 where it is large."""
+    return x * torch.rsqrt(1 + mean_square(x))
+
+
+def squashed(x: Tensor) -> Tensor:
+    """``x`` near zero, about ``3 sign(x)`` far from it."""
+    return x * torch.rsqrt(1 + x * x / 9)

@@ -1,0 +1,24 @@
+"""``schedule``: the transformer of ``meta_transformer`` alone, a learned step size for each tensor and time."""
+
+from __future__ import annotations
+
+from fmeta.learned.meta_transformer import meta_transformer
+from fmeta.learned.rule import LearnedOptimizer
+
+
+def schedule(*, lr: float = 1e-3, width: int = 32, layers: int = 2, heads: int = 4) -> LearnedOptimizer:
+    """Adam whose step size a transformer sets, for each parameter tensor and step.
+
+    ``params -= lr * exp(s) * (adam direction)``: the ablation of ``meta_transformer`` without its policy, and a learned
+    learning-rate schedule. Arguments as for ``meta_transformer``.
+
+    Example:
+        >>> import fmeta
+        >>> rule = fmeta.learned.schedule(lr=0.1)
+        >>> sorted(rule.init(0))[:2]
+        ['global.bias', 'global.weight']
+    """
+    rule = meta_transformer(lr=lr, width=width, layers=layers, heads=heads, policy=False)
+    return rule._replace(
+        name="schedule", settings={"lr": lr, "width": width, "layers": layers, "heads": heads}
+    )
