@@ -51,8 +51,9 @@ def estimate(
         each: changes the gradient of every task before the mean, leaves ``[task, ...]``: `fmeta.unit_norm`, say.
 
     Returns:
-        An ``Estimate``. Tasks are a tree with a leading axis; ``seed`` draws the perturbations. Metrics are ``loss`` (the
-        mean over tasks and steps), ``finite``, and ``over`` (the part of the tasks that ended in this call).
+        An ``Estimate``. Tasks are a tree with a leading axis; ``seed`` draws the perturbations. Metrics are
+        ``loss`` (the mean over tasks and steps), ``finite``, and ``over`` (the part of the tasks that ended
+        in this call).
 
     Example:
         >>> import torch, fmeta

@@ -109,7 +109,7 @@ def forward_mode(truncation: int | None = None) -> Estimator:
         unrolled: Unrolled, theta: Tree, course: Course, steps: int, generator: torch.Generator
     ) -> Window:
         state, slopes, directions = course.state, course.memory, basis(theta)
-        total, losses = 0.0, []
+        total, losses = torch.zeros((), device=course.t.device), []
         for k in range(steps):
             state, loss, slopes, slope = unrolled.push(
                 theta, directions, state, slopes, course.tasks, course.t + k, course.end
@@ -180,7 +180,7 @@ def perturbed(name: str, std: float, pairs: int, truncation: int | None) -> Esti
         states, losses = [], []
         for sign, state in zip((1.0, -1.0), course.state, strict=True):
             own = tree.map(lambda x, e, sign=sign: x + sign * e, theta, noise)
-            loss = 0.0
+            loss = torch.zeros((), device=course.t.device)
             for k in range(steps):
                 state, now = unrolled.advance_each(own, state, course.tasks, course.t + k, course.end)
                 loss = loss + now / steps

@@ -56,10 +56,10 @@ def hypergrad(
 
     **Gradient:** ``"unroll"`` and ``"forward"``: exact, of these very steps. ``"implicit"``: that of a minimum of
     ``inner_loss``, wherever it was reached from: ``d_outer/d_hyper - v . d^2 inner / d_params d_hyper`` with
-    ``v = (d^2 inner / d_params^2)^-1 d_outer/d_params``; nothing of ``inner`` counts, so that it has no gradient to rates.
-    **Cost:** ``"unroll"`` as MAML: three to five times the steps, parameters kept for each. ``"forward"``: a derivative of
-    every step for each number in ``hyper``; memory does not grow with ``steps``. ``"implicit"``: the steps, and
-    ``iterations`` Hessian-vector products.
+    ``v = (d^2 inner / d_params^2)^-1 d_outer/d_params``; nothing of ``inner`` counts, so that it has no
+    gradient to rates. **Cost:** ``"unroll"`` as MAML: three to five times the steps, parameters kept for
+    each. ``"forward"``: a derivative of every step for each number in ``hyper``; memory does not grow with
+    ``steps``. ``"implicit"``: the steps, and ``iterations`` Hessian-vector products.
 
     Args:
         inner_loss: ``(params, hyper, batch) -> scalar``, what training minimises; metrics beside it are ignored.

@@ -129,7 +129,7 @@ class System(NamedTuple):
     start: Callable[[Tree, Tree], Tree]
     """``(theta, task) -> state``."""
     step: Callable[[Tree, Tree, Tree, Tensor], tuple[Tree, Tensor]]
-    """``(theta, state, task, t) -> (state, loss)``; ``t``, the steps before this one, is a tensor without dimensions."""
+    """``(theta, state, task, t) -> (state, loss)``; ``t``, how many steps came before, is a tensor ``[]``."""
     steps: int
     """The longest that a task goes on."""
     length: Callable[[Tree], Tensor] | None = None

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fmeta import optim, tree
 from fmeta.learned.problems import Problem, Training
+from fmeta.learned.rule import LearnedOptimizer
 from fmeta.learned.training import training
 from fmeta.parallel import Unrolled
 from fmeta.types import Plan, Transform, Tree
@@ -20,7 +21,7 @@ RATES = tuple(10 ** (-4 + k / 4) for k in range(13))
 
 def curves(
     problem: Problem,
-    rule: Callable[[Any, Tensor], Transform],
+    rule: LearnedOptimizer | Callable[..., Transform],
     theta: Tree,
     tasks: Training,
     steps: int,
@@ -68,7 +69,7 @@ SCALE = {"sgd, momentum 0.9": 10.0, "lion": 0.3}
 """What their rates are multiplied by: the best of SGD lie higher."""
 
 
-def ordinary(name: str, decays: bool) -> Callable[[Any, Tensor], Transform]:
+def ordinary(name: str, decays: bool) -> Callable[..., Transform]:
     """One of them as a rule of ``{"lr": []}``, at a constant rate or one that falls as a cosine."""
     make = ORDINARY[name]
     return lambda theta, length: make(cosine(theta["lr"], length) if decays else theta["lr"])

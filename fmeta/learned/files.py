@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,12 @@ from fmeta.learned.schedule import schedule
 from fmeta.types import Params, Transform
 from fmeta.weightfiles import read, record_of
 
-RULES = {"meta_transformer": meta_transformer, "mlp": mlp, "lstm": lstm, "schedule": schedule}
+RULES: dict[str, Callable[..., LearnedOptimizer]] = {
+    "meta_transformer": meta_transformer,
+    "mlp": mlp,
+    "lstm": lstm,
+    "schedule": schedule,
+}
 FILE = "optimizer.safetensors"
 """The name in a run folder."""
 

@@ -27,7 +27,8 @@ class State(NamedTuple):
 def lstm(*, hidden: int = 20, layers: int = 2, scale: float = 0.1, lr: float = 1.0) -> LearnedOptimizer:
     """An LSTM that reads the gradient of one parameter and says by how much it moves; all share its weights.
 
-    ``params += lr * scale * readout(lstm(log|g| / 10, sign g))``. Its state is ``2 * layers * hidden`` numbers a parameter.
+    ``params += lr * scale * readout(lstm(log|g| / 10, sign g))``. Its state is ``2 * layers * hidden``
+    numbers a parameter.
 
     Args:
         hidden: width of a cell.
@@ -39,8 +40,9 @@ def lstm(*, hidden: int = 20, layers: int = 2, scale: float = 0.1, lr: float = 1
         A ``LearnedOptimizer``. ``steps`` has no effect.
 
     References:
-        Andrychowicz et al., "Learning to learn by gradient descent by gradient descent", 2016, arXiv 1606.04474, section
-        2.1 and appendix A (p = 10). The cell is written out: torch's own has no rule for weights that differ by task.
+        Andrychowicz et al., "Learning to learn by gradient descent by gradient descent", 2016, arXiv
+        1606.04474, section 2.1 and appendix A (p = 10). The cell is written out: torch's own has no rule
+        for weights that differ by task.
     """
 
     def draw(seed: int) -> Params:

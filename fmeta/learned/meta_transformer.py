@@ -1,8 +1,8 @@
 """``meta_transformer``: an optimiser that is a transformer (what state training is in) and a policy (what to do).
 
-``params -= lr * exp(s) * (adam direction + unit(d * exp(m)))`` where, for each parameter tensor, the transformer gives a
-log-step ``s`` and the context of the policy, and the policy gives a direction ``d`` and a log-magnitude ``m`` for
-each single parameter.
+``params -= lr * exp(s) * (adam direction + unit(d * exp(m)))`` where, for each parameter tensor, the
+transformer gives a log-step ``s`` and the context of the policy, and the policy gives a direction ``d`` and
+a log-magnitude ``m`` for each single parameter.
 """
 
 from __future__ import annotations
@@ -47,8 +47,9 @@ def meta_transformer(
     so the order of tensors does not matter, and its cost does not depend on how many parameters they hold. The policy
     is a small network that sees eight numbers of each parameter.
 
-    With the weights that ``init`` draws it is Adam at rate ``lr``, exactly: whatever learning does, it starts from there.
-    A step is bounded whatever the weights: ``lr * exp(5)`` times Adam's direction and a vector of mean square 1.
+    With the weights that ``init`` draws it is Adam at rate ``lr``, exactly: whatever learning does, it
+    starts from there. A step is bounded whatever the weights: ``lr * exp(5)`` times Adam's direction and a
+    vector of mean square 1.
 
     **Meta-gradient:** exact to ``theta``, and safe at zero gradients in its inner form, as Adam's.
     **Cost:** 4 numbers of state a parameter, about 170 multiplications a parameter and step.
@@ -77,10 +78,10 @@ def meta_transformer(
 
     References:
         The parts are those of the literature: attention over tensors (Gärtner et al., "Transformer-based learned
-        optimization", 2023, arXiv 2212.01055), a network for each parameter steered by one for each tensor (Metz et al.,
-        "VeLO", 2022, arXiv 2211.09760), normalised updates (Moudgil et al., "Celo", 2025, arXiv 2501.12670). The sum is
-        our own: Adam's direction as the start, learned corrections beside it. The update has no loss to read, so the
-        transformer is told of progress by the size of gradients.
+        optimization", 2023, arXiv 2212.01055), a network for each parameter steered by one for each tensor
+        (Metz et al., "VeLO", 2022, arXiv 2211.09760), normalised updates (Moudgil et al., "Celo", 2025,
+        arXiv 2501.12670). The sum is our own: Adam's direction as the start, learned corrections beside it.
+        The update has no loss to read, so the transformer is told of progress by the size of gradients.
     """
     settings = dict(lr=lr, width=width, layers=layers, heads=heads, hidden=hidden)
     settings |= dict(knowledge=knowledge, policy=policy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -55,7 +56,7 @@ def mlp(*, hidden: int = 32, layers: int = 2, lr: float = 1e-3) -> LearnedOptimi
     def draw(seed: int) -> Params:
         weights = Weights(seed)
         sizes = [INPUTS, *[hidden] * layers, 2]
-        for index, (inputs, outputs) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        for index, (inputs, outputs) in enumerate(pairwise(sizes)):
             weights.linear(f"policy.{index}", inputs, outputs)
         return weights.found
 

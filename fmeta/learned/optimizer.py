@@ -18,9 +18,9 @@ class Optimizer(torch.optim.Optimizer):
     """A learned optimiser that steps the parameters of a module.
 
     ``zero_grad``, ``backward``, ``step``, parameter groups, ``state_dict`` and schedulers of torch work as with any
-    optimiser; a group's ``lr`` multiplies the steps that were learned (1 by default). All parameters that have a gradient
-    are updated together, by one kernel; those without keep their state until they have one again. A gradient that
-    is not finite is passed over, and counted in ``skipped``.
+    optimiser; a group's ``lr`` multiplies the steps that were learned (1 by default). All parameters that
+    have a gradient are updated together, by one kernel; those without keep their state until they have one
+    again. A gradient that is not finite is passed over, and counted in ``skipped``.
 
     Args:
         params: parameters, or groups of them.
@@ -61,7 +61,7 @@ class Optimizer(torch.optim.Optimizer):
         return moved, after, tree.all_finite(grads)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of all parameters that have a gradient; returns what ``closure`` returns."""
         loss = None
         if closure is not None:

@@ -44,7 +44,7 @@ def draw_lengths(length: int | tuple[int, int], tasks: int, source: torch.Genera
 
 
 def draw_params(like: Params, scale: Tensor, source: torch.Generator) -> Params:
-    """Initial weights ``[task, ...]``: matrices normal, of variance ``scale^2 * 2 / (fan in + fan out)``, others as given."""
+    """Initial weights ``[task, ...]``: matrices of variance ``2 scale^2 / (fan in + fan out)``, others as given."""
     found = {}
     for name, p in like.items():
         if p.ndim < 2:

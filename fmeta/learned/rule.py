@@ -36,9 +36,10 @@ class LearnedOptimizer(NamedTuple):
     def __call__(self, theta: Params, steps: Tensor | float | None = None) -> Transform:
         """The optimiser with these weights."""
         if not isinstance(theta, dict) or {n: p.shape for n, p in theta.items()} != self.shapes:
+            found = difference(theta, self.shapes)
             raise ValueError(
-                f"{self.name}: theta must have the names and shapes that init returns, got {difference(theta, self.shapes)}"
-                ". Weights of another architecture do not fit; make the optimiser with the settings it was trained with."
+                f"{self.name}: theta must have the names and shapes that init returns, got {found}. Weights of another "
+                "architecture do not fit; make the optimiser with the settings it was trained with."
             )
         if isinstance(steps, (int, float)) and steps < 1:
             raise ValueError(f"{self.name}: steps must be at least 1, got {steps}. Leave it out if unknown.")

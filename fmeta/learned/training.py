@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch.func import grad_and_value
 
 from fmeta import tree
 from fmeta.learned.problems import Problem, Training, rows_of
+from fmeta.learned.rule import LearnedOptimizer
 from fmeta.optim import as_inner
 from fmeta.types import System, Transform, Tree
 
@@ -20,7 +20,7 @@ CEILING = 1e4
 
 
 def training(
-    problem: Problem, rule: Callable[[Any, Tensor], Transform], *, steps: int, log: bool = True
+    problem: Problem, rule: LearnedOptimizer | Callable[..., Transform], *, steps: int, log: bool = True
 ) -> System:
     """Every step of a training: a batch, its gradient, an update by the rule; the loss is that of the batch.
 

@@ -19,7 +19,7 @@ from fmeta.train import checkpoint, folder
 from fmeta.train.config import Config
 from fmeta.train.device import pick_device
 from fmeta.train.evaluate import VALIDATION_SEED
-from fmeta.train.experiment import make_outer
+from fmeta.train.experiment import make_outer, make_plan
 from fmeta.train.learning_config import LearningTask
 from fmeta.train.learning_problems import make_problems, pools_of
 from fmeta.train.logging import open_metrics
@@ -130,7 +130,7 @@ def build(config: Config[LearningTask]) -> Learning:
         test=problems[2],
         estimator=estimator,
         outer=fmeta.chain(fmeta.clip_by_norm(1.0), make_outer(config.outer)),
-        plan=Plan(compile={"auto": "auto", "on": True, "off": False}[config.machine.compile]),
+        plan=make_plan(config),
         device=pick_device(config.machine.device),
     )
 
@@ -242,7 +242,7 @@ def meta_train(path: Path, experiment: Learning) -> Any:
         with stop_signals() as asked, progress_bar("train", settings.steps, progress.step) as bar:
             hooks = Hooks(log, validated, save, bar.stepped, lambda seconds: bar.restart_clock(), asked)
             validation = make_validation(experiment)
-            return fit(make_step(experiment), sampler, validation, state, progress, settings, hooks)  # type: ignore[arg-type]
+            return fit(make_step(experiment), sampler, validation, state, progress, settings, hooks)
     finally:
         metrics.close()
 
@@ -251,5 +251,4 @@ def weights(path: Path, experiment: Learning, name: str) -> Params:
     """The optimiser's weights in a checkpoint."""
     found, record = checkpoint.read(path / f"{name}.safetensors")
     prefix = "" if record.get("meta_only") else "meta."
-    theta = {key: found[f"{prefix}{key}"].to(experiment.device) for key in experiment.rule.shapes}
-    return theta
+    return {key: found[f"{prefix}{key}"].to(experiment.device) for key in experiment.rule.shapes}

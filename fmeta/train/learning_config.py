@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import tyro
@@ -50,4 +50,4 @@ class LearningTask:
 class LearningConfig(Config[LearningTask]):
     """A config without what other recipes say of their inner loop."""
 
-    inner: tyro.conf.Suppress[Inner] = Inner()
+    inner: tyro.conf.Suppress[Inner] = field(default_factory=Inner)

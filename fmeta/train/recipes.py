@@ -130,10 +130,10 @@ def text() -> Config[TextTask]:
 def learned_optimizer() -> LearningConfig:
     """An optimiser that is learned: it trains small networks, and is judged by how fast; needs no data.
 
-    `fmeta train learned-optimizer`. Many small trainings run side by side, and the weights of the optimiser follow the
-    gradient of the mean logarithm of their losses, through 100 steps at a time. It is then tested on unseen data and other
-    networks, beside SGD, Adam, AdamW and Lion at the best of 13 rates each. `fmeta.learned.load(RUN)` trains any
-    model with it, also as a torch.optim.Optimizer.
+    `fmeta train learned-optimizer`. Many small trainings run side by side, and the weights of the optimiser follow
+    the gradient of the mean logarithm of their losses, through 100 steps at a time. It is then tested on unseen data
+    and other networks, beside SGD, Adam, AdamW and Lion at the best of 13 rates each. `fmeta.learned.load(RUN)`
+    trains any model with it, also as a torch.optim.Optimizer.
     """
     return LearningConfig(
         recipe="learned-optimizer",
