@@ -77,6 +77,7 @@ def bptt(truncation: int | None = None) -> Estimator:
                 theta, states.pop(), course.tasks, course.t + k, course.end, ct, share
             )
             total = d_theta if total is None else tree.add(total, d_theta)
+        total = tree.add(total, unrolled.pull_start(theta, course.tasks, course.t, ct))
         after = course._replace(state=state, t=course.t + steps)
         return Window(after, total, torch.stack(losses).mean(0))
 

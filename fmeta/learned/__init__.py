@@ -1,8 +1,8 @@
 """Optimisers that are learned: ``rule(theta)`` is a ``Transform`` like any other."""
 
 from fmeta.learned import problems as problems
-from fmeta.learned.curves import at_rates as at_rates
-from fmeta.learned.curves import curves as curves
+from fmeta.learned.comparison import at_rates as at_rates
+from fmeta.learned.comparison import curves as curves
 from fmeta.learned.files import FILE as FILE
 from fmeta.learned.files import Loaded as Loaded
 from fmeta.learned.files import load as load

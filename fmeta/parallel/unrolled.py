@@ -26,6 +26,7 @@ class Unrolled:
         self.advance = self.kernel("advance", self._advance, (None, 0, 0, 0, 0), plan)
         self.advance_each = self.kernel("advance_each", self._advance, (0, 0, 0, 0, 0), plan)
         self.pull = self.kernel("pull", self._pull, (None, 0, 0, 0, 0, 0, 0), plan)
+        self.pull_start = self.kernel("pull_start", self._pull_start, (None, 0, 0, 0), plan)
         self.push = self.kernel("push", self._push, (None, None, 0, 0, 0, 0, 0), plan)
 
     @staticmethod
@@ -81,6 +82,11 @@ class Unrolled:
         """Cotangents of theta and of the state before a step, from those of what it returns."""
         step = lambda theta, state: self._advance(theta, state, task, t, end)  # noqa: E731
         return pullback(step, theta, state)((ct_state, ct_loss))
+
+    def _pull_start(self, theta: Tree, task: Tree, t: Tensor, ct_state: Tree) -> Tree:
+        """The cotangent of theta through the start, of a task that is at its start."""
+        (d_theta,) = pullback(lambda theta: self.system.start(theta, task), theta)(ct_state)
+        return tree.where(t == 0, d_theta, tree.zeros_like(d_theta))
 
     def _push(
         self, theta: Tree, directions: Tree, state: Tree, slopes: Tree, task: Tree, t: Tensor, end: Tensor

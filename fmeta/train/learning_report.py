@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from fmeta import learned
-from fmeta.learned.curves import ORDINARY, RATES, SCALE, ordinary
+from fmeta.learned.comparison import ORDINARY, RATES, SCALE, ordinary
 from fmeta.learned.problems import Problem
 from fmeta.train import folder
 from fmeta.train.evaluate import TEST_SEED, VALIDATION_SEED

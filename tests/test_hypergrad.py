@@ -1,0 +1,171 @@
+"""Gradients to hyperparameters, against finite differences and closed forms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from helpers import assert_trees_close
+from torch import Tensor
+
+import fmeta
+
+EAGER = fmeta.Plan(compile=False)
+
+
+def draw(rows: int) -> fmeta.Batch:
+    return fmeta.Batch(torch.randn(rows, 3, dtype=torch.float64), torch.randn(rows, 1, dtype=torch.float64))
+
+
+def problem() -> tuple[Any, Any, Any, Any, fmeta.Task]:
+    module = fmeta.models.mlp([3, 5, 1], torch.nn.Tanh).double()
+    apply, params = fmeta.functionalize(module)
+    fit = lambda w, b: ((apply(w, b.x) - b.y) ** 2).mean()  # noqa: E731
+
+    def inner_loss(w: Any, h: Any, b: fmeta.Batch) -> Tensor:
+        return fit(w, b) + sum(
+            d.exp() * (v**2).sum() for d, v in zip(h["decay"].unbind(), w.values(), strict=True)
+        )
+
+    hyper = {
+        "decay": torch.full((4,), -4.0, dtype=torch.float64),
+        "lr": torch.tensor(-3.0, dtype=torch.float64),
+    }
+    return (
+        inner_loss,
+        lambda w, h, b: (fit(w, b), {"fit": fit(w, b)}),
+        params,
+        hyper,
+        fmeta.Task(draw(8), draw(6)),
+    )
+
+
+def rule(hyper: Any) -> fmeta.Transform:
+    return fmeta.sgd(hyper["lr"].exp(), momentum=0.9)
+
+
+def differences(loss: Any, hyper: Any, step: float = 1e-5) -> Any:
+    found = {}
+    for name, value in hyper.items():
+        slopes = torch.zeros_like(value).flatten()
+        for i in range(value.numel()):
+            moved = [
+                loss(
+                    {
+                        **hyper,
+                        name: (value.flatten() + s * step * torch.eye(value.numel())[i]).reshape(value.shape),
+                    }
+                )
+                for s in (1, -1)
+            ]
+            slopes[i] = (moved[0] - moved[1]) / (2 * step)
+        found[name] = slopes.reshape(value.shape)
+    return found
+
+
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.compiles)])
+@pytest.mark.parametrize("batches", ["whole", "per_step"])
+@pytest.mark.parametrize("method", ["unroll", "forward"])
+def test_rates_and_decay_equal_finite_differences(method: Any, batches: Any, compile: bool) -> None:
+    inner_loss, outer_loss, params, hyper, data = problem()
+    if batches == "per_step":
+        stacked = [draw(8) for _ in range(7)]
+        support = fmeta.Batch(torch.stack([b.x for b in stacked]), torch.stack([b.y for b in stacked]))
+        data = fmeta.Task(support, data.query)
+    make = lambda plan: fmeta.hypergrad(  # noqa: E731
+        inner_loss, outer_loss, rule, steps=7, method=method, batches=batches, plan=plan
+    )
+    grads, metrics = make(fmeta.Plan(compile=compile))(params, hyper, data)
+    want = differences(lambda h: make(EAGER)(params, h, data)[1]["loss"], hyper)
+    assert_trees_close(grads, want, 1e-6)
+    assert metrics["finite"]
+
+
+def ridge() -> tuple[Any, Any, Any, fmeta.Task]:
+    def inner_loss(w: Any, h: Any, b: fmeta.Batch) -> Tensor:
+        return ((b.x @ w["w"] - b.y) ** 2).mean() + (h["decay"].exp()[:, None] * w["w"] ** 2).sum()
+
+    def outer_loss(w: Any, h: Any, b: fmeta.Batch) -> Tensor:
+        return ((b.x @ w["w"] - b.y) ** 2).mean()
+
+    return (
+        inner_loss,
+        outer_loss,
+        {"decay": torch.tensor([-1.0, 0.0, -2.0], dtype=torch.float64)},
+        fmeta.Task(draw(9), draw(5)),
+    )
+
+
+def closed_form(hyper: Any, data: fmeta.Task) -> Tensor:
+    x, y = data.support
+    w = torch.linalg.solve(x.T @ x / len(x) + torch.diag(hyper["decay"].exp()), x.T @ y / len(x))
+    return ((data.query.x @ w - data.query.y) ** 2).mean()
+
+
+@pytest.mark.parametrize(("solver", "scale"), [("cg", 1.0), ("neumann", 0.15)])
+def test_implicit_equals_the_closed_form(solver: Any, scale: float) -> None:
+    inner_loss, outer_loss, hyper, data = ridge()
+    found = fmeta.hypergrad(
+        inner_loss,
+        outer_loss,
+        fmeta.sgd(0.1),
+        steps=2_000,
+        method="implicit",
+        solver=solver,
+        iterations=400,
+        scale=scale,
+    )
+    start = {"w": torch.zeros(3, 1, dtype=torch.float64)}
+    grads, metrics = found(start, hyper, data)
+    leaf = hyper["decay"].clone().requires_grad_()
+    loss = closed_form({"decay": leaf}, data)
+    assert_trees_close(grads["decay"], torch.autograd.grad(loss, leaf)[0], 1e-6)
+    assert_trees_close(metrics["loss"], loss.detach(), 1e-8)
+
+
+def test_identity_takes_the_outer_gradient_itself() -> None:
+    inner_loss, outer_loss, hyper, data = ridge()
+    trained = {"w": torch.randn(3, 1, dtype=torch.float64)}
+    grads, _ = fmeta.hypergrad(
+        inner_loss, outer_loss, fmeta.sgd(0.1), steps=0, method="implicit", solver="identity", scale=0.3
+    )(trained, hyper, data)
+    x, y = data.query
+    v = 0.3 * 2 * x.T @ (x @ trained["w"] - y) / len(x)
+    assert_trees_close(grads["decay"], -(2 * hyper["decay"].exp()[:, None] * trained["w"] * v)[:, 0])
+
+
+def test_truncated_unroll_leaves_out_early_steps() -> None:
+    inner_loss, outer_loss, params, hyper, data = problem()
+    make = lambda adjoint: fmeta.hypergrad(  # noqa: E731
+        inner_loss, outer_loss, rule, steps=6, adjoint=adjoint, plan=EAGER
+    )(params, hyper, data)[0]
+    assert_trees_close(make(fmeta.truncated(6)), make(fmeta.unroll()))
+    assert (make(fmeta.truncated(1))["decay"] - make(fmeta.unroll())["decay"]).abs().max() > 1e-6
+
+
+def test_a_tuned_run_beats_the_untuned() -> None:
+    inner_loss, outer_loss, params, hyper, data = problem()
+    found = fmeta.hypergrad(inner_loss, outer_loss, rule, steps=20, plan=EAGER)
+    outer = fmeta.adam(0.1)
+    state, losses = outer.init(hyper), []
+    for _ in range(25):
+        grads, metrics = found(params, hyper, data)
+        updates, state = outer.update(grads, state, hyper)
+        hyper = {name: hyper[name] + updates[name] for name in hyper}
+        losses.append(metrics["loss"].item())
+    assert losses[-1] < losses[0] - 0.05
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 3, "method": "magic"}, r"^hypergrad: method must be among unroll, forward, implicit"),
+        ({"steps": 3, "solver": "magic"}, r"^hypergrad: method must be among .* got 'unroll' and 'magic'"),
+        ({"steps": 0}, r"^hypergrad: steps must be at least 1 for method='unroll'"),
+        ({"steps": -1}, r"^hypergrad: steps must be a non-negative int"),
+    ],
+)
+def test_arguments_are_checked(options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fmeta.hypergrad(lambda w, h, b: w, lambda w, h, b: w, fmeta.sgd(0.1), **options)

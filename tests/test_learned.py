@@ -1,0 +1,297 @@
+"""Learned optimisers: what they are before they learn, what they refuse, and the face of torch.optim."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from helpers import assert_trees_close, assert_trees_equal
+from tiny_runs import random_pictures
+from torch import nn
+
+import fmeta
+from fmeta import learned
+from fmeta.learned import problems
+
+RULES: dict[str, learned.LearnedOptimizer] = {
+    "meta_transformer": learned.meta_transformer(lr=0.01),
+    "policy": learned.meta_transformer(lr=0.01, knowledge=False),
+    "schedule": learned.schedule(lr=0.01),
+    "mlp": learned.mlp(hidden=6),
+    "lstm": learned.lstm(hidden=5),
+}
+LIKE_ADAM = ("meta_transformer", "policy", "schedule")
+EAGER = fmeta.Plan(compile=False)
+
+
+def weights(name: str, noise: float = 0.0) -> Any:
+    found = {key: leaf.double() for key, leaf in RULES[name].init(0).items()}
+    return {key: leaf + noise * torch.randn_like(leaf) for key, leaf in found.items()}
+
+
+def some_params() -> Any:
+    shapes = {"a": (4, 3), "b": (3,), "c": (), "d": (2, 2, 3, 3)}
+    return {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
+
+
+def walk(rule: fmeta.Transform, params: Any, steps: int = 12, scale: float = 1.0) -> Any:
+    torch.manual_seed(1)
+    state = rule.init(params)
+    for k in range(steps):
+        grads = {name: scale * (0.1 + k % 3) * torch.randn_like(p) for name, p in params.items()}
+        updates, state = rule.update(grads, state, params)
+        params = {name: p + updates[name] for name, p in params.items()}
+    return params
+
+
+@pytest.mark.parametrize("inner", [False, True])
+@pytest.mark.parametrize("name", LIKE_ADAM)
+def test_at_the_start_it_is_adam(name: str, inner: bool) -> None:
+    rules = RULES[name](weights(name), steps=20), fmeta.adam(0.01)
+    if inner:
+        rules = tuple(fmeta.optim.as_inner(rule) for rule in rules)  # type: ignore[assignment]
+    params = some_params()
+    assert_trees_close(walk(rules[0], params), walk(rules[1], params), 1e-12)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_order_of_parameters_does_not_matter(name: str) -> None:
+    theta, params = weights(name, 0.1), some_params()
+    rule = RULES[name](theta, steps=30)
+    grads = {key: torch.randn_like(p) for key, p in params.items()}
+    turned = lambda tree: dict(reversed(tree.items()))  # noqa: E731
+    one, _ = rule.update(grads, rule.init(params), params)
+    other, _ = rule.update(turned(grads), rule.init(turned(params)), turned(params))
+    assert_trees_close(turned(other), one)
+
+
+@pytest.mark.parametrize("name", LIKE_ADAM)
+def test_steps_do_not_depend_on_the_scale_of_the_loss(name: str) -> None:
+    rule = RULES[name](weights(name, 0.1), steps=30)
+    params = some_params()
+    assert_trees_close(walk(rule, params, scale=100.0), walk(rule, params), 1e-3)
+
+
+@pytest.mark.parametrize("name", LIKE_ADAM)
+def test_steps_are_bounded(name: str) -> None:
+    rule = RULES[name](weights(name, 30.0), steps=30)
+    params = some_params()
+    moved = walk(rule, params, steps=1)
+    for key, p in params.items():
+        assert (moved[key] - p).square().mean().sqrt() <= 0.01 * torch.e**5 * 2.1
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", RULES)
+def test_a_gradient_that_is_not_finite_is_passed_over(name: str, bad: float) -> None:
+    rule, params = RULES[name](weights(name, 0.1)), some_params()
+    _, state = rule.update({key: torch.ones_like(p) for key, p in params.items()}, rule.init(params), params)
+    grads = {key: torch.full_like(p, bad) for key, p in params.items()}
+    updates, after = rule.update(grads, state, params)
+    assert_trees_equal(updates, {key: torch.zeros_like(p) for key, p in params.items()})
+    assert_trees_equal(after, state)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_zero_gradients_have_finite_derivatives(name: str) -> None:
+    params = some_params()
+
+    def moved(theta: Any) -> Any:
+        rule = fmeta.optim.as_inner(RULES[name](theta, steps=3))
+        grads = {key: 0.0 * p for key, p in params.items()}
+        updates, _ = rule.update(grads, rule.init(params), params)
+        return sum(u.sum() for u in updates.values())
+
+    for slope in torch.func.grad(moved)(weights(name, 0.1)).values():
+        assert torch.isfinite(slope).all()
+
+
+def small() -> problems.Problem:
+    return problems.images(
+        random_pictures().train, fmeta.models.mlp([16, 5, 4]), classes=4, size=4, batch=6, varied=True
+    )
+
+
+def as_double(tree: Any) -> Any:
+    return torch.utils._pytree.tree_map(lambda x: x.double() if x.is_floating_point() else x, tree)
+
+
+@pytest.mark.parametrize("plan", [EAGER, pytest.param(fmeta.Plan(compile=True), marks=pytest.mark.compiles)])
+@pytest.mark.parametrize("name", RULES)
+def test_the_gradient_to_its_weights_equals_finite_differences(name: str, plan: fmeta.Plan) -> None:
+    problem, theta = small(), weights(name, 0.1)
+    tasks = as_double(problem.sample(0, 0, 2, (3, 4)))
+    system = learned.training(problem, RULES[name], steps=4)
+    grads, _, metrics = fmeta.estimate(system, fmeta.bptt(), plan)(theta, (), tasks)
+    direction = {key: torch.randn_like(leaf) for key, leaf in theta.items()}
+    step = 1e-6
+    sides = [
+        fmeta.estimate(system, fmeta.es(1e-9), EAGER)(
+            {key: leaf + sign * step * direction[key] for key, leaf in theta.items()}, (), tasks
+        )[2]["loss"]
+        for sign in (1, -1)
+    ]
+    along = sum((grads[key] * direction[key]).sum() for key in theta)
+    assert_trees_close(along, (sides[0] - sides[1]) / (2 * step), 2e-5)
+    assert metrics["finite"]
+
+
+@pytest.mark.parametrize("name", ["meta_transformer", "mlp"])
+def test_any_algorithm_takes_it_as_its_inner_optimiser(name: str) -> None:
+    apply, params = fmeta.functionalize(fmeta.models.mlp([1, 6, 1]).double())
+    algorithm = fmeta.maml(fmeta.losses.mse(apply), RULES[name](weights(name, 0.1), steps=2), steps=2)
+    tasks = as_double(fmeta.tasks.sinusoid(tasks=3, shots=4, queries=4)(0, 0))
+    fast, _ = fmeta.meta_grad(algorithm, EAGER)(params, tasks)
+    slow, _ = fmeta.meta_grad(algorithm, fmeta.Plan(engine="nested", compile=False))(params, tasks)
+    assert_trees_close(fast, slow)
+
+
+def test_what_the_rules_refuse() -> None:
+    rule = RULES["meta_transformer"]
+    with pytest.raises(
+        ValueError, match=r"^meta_transformer: theta must have the names .* got nothing for 'film"
+    ):
+        rule(RULES["schedule"].init(0))
+    with pytest.raises(ValueError, match=r"got \[12, 32\] for 'token.weight'"):
+        learned.meta_transformer(width=16)(rule.init(0) | {})
+    with pytest.raises(ValueError, match=r"^meta_transformer: theta must have .* got list"):
+        rule([])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^meta_transformer: steps must be at least 1, got 0"):
+        rule(rule.init(0), steps=0)
+    with pytest.raises(ValueError, match=r"^meta_transformer: width must be a multiple of heads"):
+        learned.meta_transformer(width=30)
+    with pytest.raises(ValueError, match=r"^meta_transformer: width must be .* policy true"):
+        learned.meta_transformer(knowledge=False, policy=False)
+    with pytest.raises(ValueError, match=r"^images: the pool must have 99 classes"):
+        problems.images(random_pictures().train, fmeta.models.mlp([16, 4]), classes=99)
+
+
+@pytest.mark.parametrize("make", [problems.quadratics, problems.rosenbrock, learned.text])
+def test_problems_are_samplers_without_state(make: Any) -> None:
+    problem = make()
+    tasks = problem.sample(3, 5, 4, (5, 9))
+    assert_trees_equal(tasks, problem.sample(3, 5, 4, (5, 9)))
+    assert tasks.length.min() >= 5 and tasks.length.max() <= 9
+    curve = learned.curves(
+        problem, lambda theta, _: fmeta.adam(theta["lr"]), {"lr": torch.tensor(0.03)}, tasks, 30, EAGER
+    )
+    assert curve.shape == (4, 30)
+    assert curve[:, -1].mean() < curve[:, 0].mean()
+
+
+def test_curves_at_many_rates_are_those_at_each() -> None:
+    problem = small()
+    tasks = problem.sample(0, 0, 3, 5)
+    found = learned.at_rates(problem, "sgd, momentum 0.9", True, tasks, 5, EAGER)
+    falls = lambda length: lambda t: 0.05 * (1 + torch.cos(torch.pi * t / length))  # noqa: E731
+    rule = lambda theta, length: fmeta.sgd(falls(length), momentum=0.9)  # noqa: E731
+    one = learned.curves(problem, rule, {"none": torch.zeros(())}, tasks, 5, EAGER)
+    assert found.shape == (13, 3, 5)
+    assert_trees_close(found[8], one)  # the ninth rate is 0.01, and those of sgd are ten times that
+
+
+def test_files(tmp_path: Path) -> None:
+    rule = learned.meta_transformer(lr=0.02, hidden=4)
+    learned.save(tmp_path / "optimizer.safetensors", rule, rule.init(3))
+    for place in (tmp_path, tmp_path / "optimizer.safetensors"):
+        loaded = learned.load(place)
+        assert loaded.rule.settings == rule.settings
+        assert_trees_equal(loaded.theta, rule.init(3))
+    params = some_params()
+    assert_trees_close(
+        walk(loaded(steps=9), as_float(params)), walk(rule(rule.init(3), 9), as_float(params)), 0.0
+    )
+    safetensors.torch.save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"^learned.load: .*other.safetensors must be a learned optimiser"):
+        learned.load(tmp_path / "other.safetensors")
+
+
+def as_float(params: Any) -> Any:
+    return {name: p.float() for name, p in params.items()}
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def train(module: nn.Module, optimizer: torch.optim.Optimizer, steps: int, begin: int = 0) -> None:
+    for k in range(begin, begin + steps):
+        torch.manual_seed(k)
+        x = torch.randn(10, 6)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(module(x), (x[:, 0] > 0).long()).backward()
+        optimizer.step()
+
+
+def test_the_face_of_torch_equals_the_transform() -> None:
+    loaded = learned.Loaded(RULES["meta_transformer"], RULES["meta_transformer"].init(0))
+    noisy = loaded._replace(theta={k: v + 0.1 * torch.randn_like(v) for k, v in loaded.theta.items()})
+    module = network()
+    train(module, noisy.optimizer(module.parameters(), steps=20), 5)
+    rule, params = noisy(steps=20), dict(network().named_parameters())
+    params = {name: p.detach() for name, p in params.items()}
+    state = rule.init(params)
+    plain = network()
+    for k in range(5):
+        torch.manual_seed(k)
+        x = torch.randn(10, 6)
+        loss = lambda p, x=x: nn.functional.cross_entropy(  # noqa: E731
+            torch.func.functional_call(plain, p, x), (x[:, 0] > 0).long()
+        )
+        updates, state = rule.update(torch.func.grad(loss)(params), state, params)
+        params = {name: p + updates[name] for name, p in params.items()}
+    assert_trees_close({n: p.detach() for n, p in module.named_parameters()}, params)
+
+
+@pytest.mark.parametrize("name", ["schedule", "lstm"])
+def test_the_face_goes_on_from_a_state_dict(name: str) -> None:
+    loaded = learned.Loaded(RULES[name], RULES[name].init(0))
+    whole, parts = network(), network()
+    train(whole, loaded.optimizer(whole.parameters(), steps=8), 6)
+    first = loaded.optimizer(parts.parameters(), steps=8)
+    train(parts, first, 3)
+    second = loaded.optimizer(parts.parameters(), steps=8)
+    second.load_state_dict(first.state_dict())
+    train(parts, second, 3, begin=3)
+    assert_trees_equal(dict(whole.state_dict()), dict(parts.state_dict()))
+    with pytest.raises(ValueError, match=r"^learned.Optimizer: the state dict must be one of a learned"):
+        second.load_state_dict(torch.optim.Adam(parts.parameters()).state_dict())
+
+
+def test_the_face_with_groups_frozen_parameters_and_bad_gradients() -> None:
+    loaded = learned.Loaded(RULES["meta_transformer"], RULES["meta_transformer"].init(0))
+    module = network()
+    optimizer = loaded.optimizer(
+        [{"params": module[0].parameters(), "lr": 0.0}, {"params": module[2].parameters()}]
+    )
+    before = {n: p.detach().clone() for n, p in module.named_parameters()}
+    train(module, optimizer, 2)
+    assert torch.equal(module[0].weight, before["0.weight"])
+    assert not torch.equal(module[2].weight, before["2.weight"])
+    module[2].weight.requires_grad_(False)
+    module[2].weight.grad = None
+    kept = module[2].weight.detach().clone()
+    train(module, optimizer, 2, begin=2)
+    assert torch.equal(module[2].weight, kept)
+    module[2].weight.requires_grad_(True)
+    extra = nn.Parameter(torch.ones(2))
+    optimizer.add_param_group({"params": [extra]})
+    extra.grad = torch.ones(2)
+    train_kept = optimizer.state_dict()["learned"]
+    assert any("mu" in key or "p2" in key for key in train_kept)
+    train(module, optimizer, 1, begin=4)
+    assert not torch.equal(module[2].weight, kept)
+    extra.grad = torch.full((2,), torch.nan)
+    now = [p.detach().clone() for p in module.parameters()]
+    optimizer.step()
+    assert optimizer.skipped == 1
+    assert all(torch.equal(a, b) for a, b in zip(now, module.parameters(), strict=True))
+    assert optimizer.step(lambda: torch.tensor(3.0)) == 3.0
+    optimizer.zero_grad()
+    assert optimizer.step() is None
+    with pytest.raises(ValueError, match=r"^learned.Optimizer: lr must be at least 0, got -1"):
+        loaded.optimizer(module.parameters(), lr=-1.0)
