@@ -233,6 +233,37 @@ def metacurvature_row(name: str) -> Case:
     return Case(name, make, True, lambda meta, tasks: meta_gradient(objective, meta, tasks))
 
 
+def blended(theta: Any, steps: float | None = None) -> fmeta.Transform:
+    """A learned optimiser of two numbers: what counts of the gradient, and of its running sum."""
+
+    def update(grads: Any, sums: Any, params: Any) -> tuple[Any, Any]:
+        sums = {key: 0.5 * sums[key] + g for key, g in grads.items()}
+        return {key: -theta["a"] * g - theta["b"] * sums[key] for key, g in grads.items()}, sums
+
+    return fmeta.Transform(lambda params: {key: torch.zeros_like(p) for key, p in params.items()}, update)
+
+
+def learned_update_row(name: str, last: int | None = None, adapts: str | None = None, **options: Any) -> Case:
+    numbers = {key: torch.tensor(value, dtype=torch.float64) for key, value in (("a", 0.2), ("b", 0.1))}
+
+    class Blended:
+        init = staticmethod(lambda seed: numbers)
+        __call__ = staticmethod(blended)
+
+    def make() -> Problem:
+        adjoint = fmeta.unroll() if last is None else fmeta.truncated(last)
+        algorithm = fmeta.learned_update(LOSS, Blended(), steps=3, adjoint=adjoint, adapts=adapts, **options)
+        return Problem(algorithm, algorithm.init(network()), problems.regression_tasks())
+
+    objective = inner.blended(squared_error, 3, options.get("learns_start", True), last, adapts)
+    return Case(
+        name,
+        make,
+        last is None and options.get("learns_start", True),
+        lambda meta, tasks: meta_gradient(objective, meta, tasks),
+    )
+
+
 def protomaml_row(name: str, steps: int) -> Case:
     def make() -> Problem:
         algorithm = fmeta.protomaml(networks.mlp, fmeta.sgd(0.1), steps=steps, ways=WAYS)
@@ -365,6 +396,10 @@ CASES = (
     sharpmaml_row("sharpmaml up", 0.0, 0.3),
     sharpmaml_row("sharpmaml both", 0.3, 0.3, compiled=True),
     metacurvature_row("metacurvature"),
+    learned_update_row("learned_update"),
+    learned_update_row("learned_update first order", last=0),
+    learned_update_row("learned_update, the start stays", learns_start=False),
+    learned_update_row("learned_update, the start stays, adapts the head", learns_start=False, adapts="head"),
     protomaml_row("protomaml", 2),
     protomaml_row("protomaml without steps", 0),
     imaml_row("imaml cg", "cg", 40, solved),

@@ -5,6 +5,7 @@ from fmeta.algorithms.boil import boil
 from fmeta.algorithms.cavia import cavia
 from fmeta.algorithms.few_shot_detection import few_shot_detection
 from fmeta.algorithms.imaml import imaml
+from fmeta.algorithms.learned_update import learned_update
 from fmeta.algorithms.lrd2 import lrd2
 from fmeta.algorithms.maml import maml
 from fmeta.algorithms.mamlpp import mamlpp
@@ -26,6 +27,7 @@ __all__ = [
     "cavia",
     "few_shot_detection",
     "imaml",
+    "learned_update",
     "lrd2",
     "maml",
     "mamlpp",

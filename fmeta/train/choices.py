@@ -70,6 +70,14 @@ WEIGHTS: dict[str, Callable[[Given], Algorithm]] = {
         g.loss, steps=g.inner.inner_steps, lr=g.inner.inner_lr, adapts=g.adapts
     ),
     "cavia": lambda g: fmeta.cavia(g.loss, g.optimizer(), steps=g.inner.inner_steps),
+    "learned": lambda g: fmeta.learned_update(
+        g.loss,
+        fmeta.learned.meta_transformer(lr=g.inner.inner_lr),
+        steps=g.inner.inner_steps,
+        learns_start=False,
+        adapts=g.adapts,
+        adjoint=g.adjoint(),
+    ),
     "imaml": lambda g: fmeta.imaml(
         g.loss, g.optimizer(), steps=g.inner.inner_steps, strength=g.inner.strength
     ),

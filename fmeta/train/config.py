@@ -14,6 +14,7 @@ import tyro
 
 AlgorithmName = Literal[
     "maml", "fomaml", "anil", "boil", "reptile", "metasgd", "mamlpp", "sharpmaml", "metacurvature", "cavia", "imaml",
+    "learned",
     "protomaml", "protonet", "matchingnet", "r2d2", "lrd2", "metaoptnet",
 ]  # fmt: skip
 TaskT = TypeVar("TaskT")
@@ -140,12 +141,13 @@ class Inner:
     metacurvature, the initial weights and matrices that turn the inner gradient;
     cavia, weights that a few context parameters steer, which alone adapt (sinusoid only);
     imaml, weights that adaptation stays near, by the implicit gradient;
+    learned, an optimiser (meta_transformer), for initial weights that stay as they were drawn;
     protomaml, an embedding, whose head starts from the class means of the shots;
     protonet, an embedding in which a class is the mean of its shots (no inner steps);
     matchingnet, the same, by attention over single shots;
     r2d2, lrd2, metaoptnet, the same, by ridge or logistic regression or a support vector machine."""
     inner_lr: float = 0.01
-    """Learning rate of adaptation (where metasgd and mamlpp start)."""
+    """Learning rate of adaptation (where metasgd, mamlpp and learned start)."""
     strength: float = 2.0
     """Of imaml's pull towards the initial weights."""
     context: int = 5

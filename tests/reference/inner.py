@@ -57,6 +57,30 @@ def step_rates(
     return objective
 
 
+def blended(
+    loss: Loss, steps: int, learns_start: bool, last: int | None = None, adapts: str | None = None
+) -> Objective:
+    """A learned update (Andrychowicz et al. 2016): two learned numbers weigh the gradient and its running sum."""
+
+    def objective(meta: Any, episode: Episode) -> Tensor:
+        support, query = episode
+        start = {n: p if learns_start else p.detach().requires_grad_() for n, p in meta["params"].items()}
+        params = {n: p for n, p in start.items() if adapts is None or n.startswith(adapts)}
+        sums = {n: torch.zeros_like(p) for n, p in params.items()}
+        for k in range(steps):
+            grads = gradient(loss({**start, **params}, support), params)
+            if last is not None and k < steps - last:
+                grads = {n: g.detach() for n, g in grads.items()}
+            sums = {n: 0.5 * sums[n] + grads[n] for n in sums}
+            params = {
+                n: p - meta["theta"]["a"] * grads[n] - meta["theta"]["b"] * sums[n] for n, p in params.items()
+            }
+        # a start that stays has a gradient of zero, not none
+        return loss({**start, **params}, query) + sum(0.0 * p.sum() for p in meta["params"].values())
+
+    return objective
+
+
 def uphill(at: Weights, grads: Weights, radius: float) -> Weights:
     """Foret et al. 2021, equation 2, with a root that can be differentiated."""
     norm = (torch.cat([g.flatten() for g in grads.values()]).square().sum() + 1e-8).sqrt()

@@ -1,0 +1,96 @@
+"""Adaptation by a learned optimiser: what is meta-learned is the update, with the initial weights or without.
+
+``params_k+1 = params_k + rule(theta).update(grad L_t(params_k), ...)``; ``objective = L_t^query(params_K)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
+
+from fmeta import tree
+from fmeta.adapt import check_loop, from_loop, predictor, weights_as_meta
+from fmeta.adjoint import unroll
+from fmeta.losses import reported
+from fmeta.optim import as_inner, sgd
+from fmeta.select import Pattern, select
+from fmeta.types import Adjoint, Algorithm, InnerLoop, LossFn, Params, Transform
+
+
+class Rule(Protocol):
+    """An optimiser with weights of its own, as ``fmeta.learned`` makes them."""
+
+    @property
+    def init(self) -> Callable[[int], Params]:
+        """``(seed) -> theta``."""
+
+    def __call__(self, theta: Params, steps: float | None = None) -> Transform: ...  # noqa: D102
+
+
+def learned_update(
+    loss_fn: LossFn,
+    rule: Rule,
+    *,
+    steps: int,
+    learns_start: bool = True,
+    seed: int = 0,
+    adjoint: Adjoint = unroll(),
+    query_loss: LossFn | None = None,
+    adapts: Pattern | None = None,
+    batches: Literal["whole", "per_step"] = "whole",
+) -> Algorithm:
+    """Learns an optimiser for ``steps`` updates on tasks like these. Its meta is ``{"params", "theta"}``.
+
+    **Meta-gradient:** exact to both; that of ``params`` is zero without ``learns_start``.
+    **Cost:** as ``maml``, and that of the rule.
+
+    Args:
+        loss_fn: ``(params, batch) -> (scalar, metrics)`` of one task.
+        rule: ``fmeta.learned.meta_transformer()``, say; it is told ``steps``.
+        steps: number of inner updates. At evaluation more steps go on with the rule as it is.
+        learns_start: whether the initial weights are meta-learned too. Without, they stay as they were drawn: what is
+            learned is only how to train.
+        seed: of the rule's first weights.
+        adjoint, query_loss, batches: see ``maml``.
+        adapts: names of the parameters that adapt; the default is all.
+
+    Raises:
+        TypeError: for a rule that is none.
+
+    References:
+        Andrychowicz et al., "Learning to learn by gradient descent by gradient descent", 2016, arXiv 1606.04474,
+        equation 3; Ravi and Larochelle, "Optimization as a model for few-shot learning", 2017, section 3, which learns
+        both.
+    """
+    check_loop("learned_update", loss_fn, sgd(1.0), steps, adjoint, batches)
+    if not callable(rule) or not hasattr(rule, "init"):
+        raise TypeError(
+            f"learned_update: rule must be a learned optimiser, got {type(rule).__name__}. fmeta.learned has them; "
+            "for sgd and its like use maml."
+        )
+    objective = query_loss or loss_fn
+
+    def init(params: Params | None) -> dict[str, Any]:
+        start = weights_as_meta("learned_update")(params)
+        return {"params": start, "theta": tree.map(lambda x: x.to(tree.device(start)), rule.init(seed))}
+
+    def begin(meta: Any, support: Any) -> Params:
+        start = meta["params"] if learns_start else tree.detach(meta["params"])
+        return start if adapts is None else select(start, adapts)
+
+    def merge(meta: Any, params: Params) -> Params:
+        start = meta["params"] if learns_start else tree.detach(meta["params"])
+        return params if adapts is None else {**start, **params}
+
+    loop = InnerLoop(
+        start=begin,
+        loss=lambda params, meta, batch, k: reported("learned_update", loss_fn(merge(meta, params), batch)),
+        inner=lambda meta, k: as_inner(rule(meta["theta"], max(steps, 1))),
+        outer=lambda params, meta, task: reported(
+            "learned_update", objective(merge(meta, params), task.query)
+        ),
+        steps=steps,
+        adjoint=adjoint,
+        batches=batches,
+    )
+    return from_loop(init, loop, predictor(objective, merge))
