@@ -85,10 +85,10 @@ def judged(params: Any, hyper: Any, batch: fmeta.Batch) -> Tensor:
 def train(method: str, data: Data, steps: int, seed: int, lr: float = 0.1) -> float:
     """Test accuracy of the last network, in per cent."""
     torch.manual_seed(seed)
-    params = {name: torch.randn_like(p) * p.std() if p.ndim > 1 else p.clone() for name, p in FIRST.items()}
+    params, hyper = fmeta.functionalize(network())[1], fmeta.functionalize(weigher())[1]
     rule = fmeta.sgd(lr, momentum=0.9)
     look = fmeta.sgd(lr)  # the step that a hypergradient looks ahead, without momentum
-    state, hyper, outer = rule.init(params), tree.map(torch.clone, WEIGHER), fmeta.adam(META_LR)
+    state, outer = rule.init(params), fmeta.adam(META_LR)
     outer_state = outer.init(hyper)
     nets = fmeta.hypergrad(meta_weight_net, judged, look, steps=1)
     reweights = fmeta.hypergrad(by_weights, judged, look, steps=1)

@@ -1,0 +1,117 @@
+"""Every algorithm on Caltech-101, from random weights: `python -m benchmarks.caltech_table FOLDER --out OUT`.
+
+One network (four strided convolutions of 32 filters, pictures of 42 pixels), 48 training classes, 12 for
+validation and 16 for test, 5 ways; every algorithm is trained for the same wall time, then all are tested on
+the same tasks, beside models without meta-learning of the same network and number of training steps as the
+first run. A run that is in the folder already is not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from pathlib import Path
+
+from fmeta.train.cli import main as fmeta
+
+STEPLESS = ("protonet", "matchingnet", "r2d2", "lrd2", "metaoptnet")
+ALGORITHMS = (
+    *(
+        "maml",
+        "fomaml",
+        "anil",
+        "boil",
+        "reptile",
+        "metasgd",
+        "mamlpp",
+        "sharpmaml",
+        "metacurvature",
+        "imaml",
+    ),
+    *("protomaml", "learned", *STEPLESS),
+)
+OWN = {
+    "reptile": [
+        "--inner-optimizer",
+        "adam",
+        "--inner-lr",
+        "0.003",
+        "--inner-steps",
+        "5",
+        "--train-shots",
+        "5",
+    ],
+    "imaml": ["--inner-steps", "8", "--strength", "1.0"],
+    "learned": ["--inner-lr", "0.01"],
+    **{name: ["--train-ways", "15"] for name in STEPLESS},
+}
+
+
+def write_index(folder: Path, out: Path) -> Path:
+    """The folder's own validation classes are tested on; every fifth of its training classes validates."""
+    rows = list(csv.DictReader((folder / "index.csv").open()))
+    labels = sorted({row["label"] for row in rows if row["split"] == "train"})
+    held = set(labels[::5])
+    for row in rows:
+        row["split"] = "test" if row["split"] != "train" else "val" if row["label"] in held else "train"
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "index.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["file", "label", "split"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "folder", type=Path, help="images.zip and index.csv with the columns file, label, split"
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--shots", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=1.5)
+    parser.add_argument("--test-tasks", type=int, default=600)
+    parser.add_argument("--baseline-steps", type=int, default=2_000)
+    options = parser.parse_args()
+    index = write_index(options.folder, options.out)
+    shared = [
+        *("--root", options.folder / "images.zip", "--index", index, "--size", 42, "--channels", 32),
+        *("--pool", "stride", "--no-flatten", "--shots", options.shots, "--queries", 5, "--tasks", 8),
+        *("--inner-lr", 0.1, "--inner-steps", 3, "--test-steps", 3, "--schedule", "constant", "--threads", 1),
+        *("--outer-lr", 2e-3, "--outer-steps", 100_000, "--minutes", options.minutes, "--no-baselines"),
+        *("--val-interval", 200, "--val-tasks", 100, "--test-tasks", 100),
+    ]
+    runs = []
+    for name in ALGORITHMS:
+        run = options.out / f"{name}_{options.shots}"
+        if not (run / "results.json").exists():
+            fmeta(
+                [
+                    "train",
+                    "images",
+                    "--algorithm",
+                    name,
+                    *map(str, shared),
+                    *OWN.get(name, []),
+                    "--out",
+                    str(run),
+                ]
+            )
+        if (run / "results.json").exists():
+            runs.append(str(run))
+    shown = [
+        "--steps",
+        "3",
+        "--tasks",
+        str(options.test_tasks),
+        "--out",
+        str(options.out / f"table_{options.shots}"),
+    ]
+    raise SystemExit(
+        fmeta(["compare", *runs, "--baselines", "--baseline-steps", str(options.baseline_steps), *shown])
+    )
+
+
+if __name__ == "__main__":
+    main()
