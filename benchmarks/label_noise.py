@@ -56,10 +56,17 @@ CLEAN = 100
 """Pictures with right labels that steer training."""
 META_LR = 1e-3
 """Of the weight network, the paper's."""
-apply, FIRST = fmeta.functionalize(fmeta.models.mlp([64, 128, 10]))
-weigh, WEIGHER = fmeta.functionalize(
-    nn.Sequential(nn.Linear(1, 100), nn.ReLU(), nn.Linear(100, 1), nn.Sigmoid())
-)
+
+
+def network() -> nn.Module:
+    return fmeta.models.mlp([64, 128, 10])
+
+
+def weigher() -> nn.Module:
+    return nn.Sequential(nn.Linear(1, 100), nn.ReLU(), nn.Linear(100, 1), nn.Sigmoid())
+
+
+apply, weigh = fmeta.functionalize(network())[0], fmeta.functionalize(weigher())[0]
 
 
 def losses(params: Any, batch: fmeta.Batch) -> Tensor:
