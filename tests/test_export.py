@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from fmeta import Batch
 from fmeta.models import backbones
 from fmeta.models.resnet20 import ResNet20
 from fmeta.train import cli, commands, family, pretrained
+from fmeta.train.cli import main
 from fmeta.train.config import Config
 from fmeta.train.experiment import build
 from fmeta.train.folder import load_run
@@ -400,3 +402,63 @@ def test_tasks_of_a_run_stop_by_themselves(tmp_path: Path) -> None:
 
         patch.setattr(family, "load_pools", lambda task: random_pictures())
         assert commands.train(config, "fmeta train glyphs") == 0
+
+
+@pytest.mark.parametrize("algorithm", ["anil", "protonet"])
+def test_a_run_learns_new_classes_from_folders(
+    data: Path, tmp_path: Path, algorithm: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = images(data, tmp_path / "run", algorithm)
+    assert commands.train(config, "fmeta train images") == 0
+    support_folder(data, tmp_path / "few")
+    support_folder(data, tmp_path / "new")
+    words = ["adapt", str(tmp_path / "run"), "--support", str(tmp_path / "few")]
+    out = tmp_path / "said.csv"
+    capsys.readouterr()
+    assert main([*words, "--query", str(tmp_path / "new"), "--out", str(out)]) == 0
+    rows = list(csv.DictReader(out.read_text().splitlines()))
+    said = capsys.readouterr().out
+    assert len(rows) == 6 and list(rows[0]) == [
+        "file",
+        "predicted",
+        "probability",
+        "p(c00)",
+        "p(c01)",
+        "p(c02)",
+    ]
+    right = sum(Path(row["file"]).parent.name == row["predicted"] for row in rows)
+    assert f"accuracy {100 * right / 6:.1f} %" in said
+    assert all(abs(sum(float(row[f"p(c0{c})"]) for c in range(3)) - 1) < 1e-3 for row in rows)
+    # one picture, in no folder: no accuracy to say
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "x.png").write_bytes((data / "c01" / "3.png").read_bytes())
+    assert main([*words, "--query", str(tmp_path / "one"), "--out", str(out)]) == 0
+    assert "accuracy" not in capsys.readouterr().out
+    for arguments, message in (
+        (words, "a run of images needs something to predict"),
+        (
+            [*words[:3], str(tmp_path / "one"), "--query", str(tmp_path / "new")],
+            "must hold a folder for each class",
+        ),
+        (
+            [*words, "--query", str(tmp_path / "nothing")],
+            "must be a folder or a zip file, but there is nothing",
+        ),
+        ([*words, "--query", str(tmp_path / "empty")], "must be a folder of pictures, got none in it"),
+    ):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        assert main(arguments) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_only_runs_of_pictures_take_pictures(tmp_path: Path) -> None:
+    from tiny_runs import tiny_sinusoid
+
+    from fmeta.train import folder as folders
+    from fmeta.train.adapting_pictures import load_picture_classifier
+
+    folders.create(tiny_sinusoid(tmp_path / "sine"), "fmeta train sinusoid")
+    with pytest.raises(
+        ValueError, match=r"^adapt: .* must be a run of text, detection or pictures, got one of sinus"
+    ):
+        load_picture_classifier(tmp_path / "sine")

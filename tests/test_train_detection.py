@@ -139,6 +139,29 @@ def test_a_detector_is_adapted_to_new_pictures(trained: Path, tmp_path: Path) ->
     module = detection_data.built(load_detector(trained).config.task, weights)
     found = module([torch.rand(3, 40, 64)])[0]
     assert weights[f"{HEAD}.cls_score.bias"].shape == (3,) and set(found) == {"boxes", "labels", "scores"}
+    words = [
+        "adapt",
+        str(trained),
+        "--support",
+        str(tmp_path / "coco.json"),
+        "--steps",
+        "6",
+        "--dtype",
+        "fp16",
+    ]
+    assert cli.main([*words, "--images", str(folder / "images"), "--out", str(tmp_path / "half")]) == 0
+    half, _ = checkpoint.read(tmp_path / "half" / "detector.safetensors")
+    sizes = [(tmp_path / name / "detector.safetensors").stat().st_size for name in ("half", "out")]
+    assert 0.5 < sizes[0] / sizes[1] < 0.6
+    for name, x in weights.items():
+        kept = "running" in name or not x.is_floating_point()
+        assert half[name].dtype == (x.dtype if kept else torch.float16), name
+    rounded = {name: half[name].to(x.dtype) for name, x in weights.items()}
+    again = detection_data.built(load_detector(trained).config.task, rounded)([torch.full((3, 40, 64), 0.5)])[
+        0
+    ]
+    assert set(again) == {"boxes", "labels", "scores"}
+    assert cli.main([*words, "--out", str(tmp_path / "half")]) == 1
     content = as_coco(folder)
     content["categories"].append({"id": 9, "name": "c"})
     (tmp_path / "coco.json").write_text(json.dumps(content))

@@ -201,11 +201,14 @@ def adapt_text(
     write_predictions(out, [row[0] for row in asked], classifier.names, found)
     say(f"{len(classifier.names)} labels from {len(known)} sentences; {len(asked)} predictions in {out}")
     if all(len(row) > 1 for row in asked):
-        right = [
-            classifier.names[i] == row[1] for i, row in zip(found.argmax(1).tolist(), asked, strict=True)
-        ]
-        say(f"accuracy {100 * sum(right) / len(right):.1f} %")
+        said_accuracy(classifier.names, found, [row[1] for row in asked])
     return 0
+
+
+def said_accuracy(names: Sequence[str], found: Tensor, labels: Sequence[str]) -> None:
+    """Say how many labels were found."""
+    right = [names[i] == label for i, label in zip(found.argmax(1).tolist(), labels, strict=True)]
+    say(f"accuracy {100 * sum(right) / len(right):.1f} %")
 
 
 def read_query(query: Path, text: str, label: str) -> list[tuple[str, ...]]:
@@ -218,11 +221,13 @@ def read_query(query: Path, text: str, label: str) -> list[tuple[str, ...]]:
     return read_texts(query, (text, label) if label in head else (text,), CALL)
 
 
-def write_predictions(out: Path, texts: Sequence[str], names: Sequence[str], found: Tensor) -> None:
-    """A line for each sentence."""
+def write_predictions(
+    out: Path, texts: Sequence[str], names: Sequence[str], found: Tensor, head: str = "text"
+) -> None:
+    """A line for each sentence, or for each file."""
     page = io.StringIO()
     lines = csv.writer(page, lineterminator="\n")
-    lines.writerow(["text", "predicted", "probability", *(f"p({name})" for name in names)])
+    lines.writerow([head, "predicted", "probability", *(f"p({name})" for name in names)])
     for text, row in zip(texts, found.tolist(), strict=True):
         best = max(range(len(row)), key=row.__getitem__)
         lines.writerow([text, names[best], f"{row[best]:.4f}", *(f"{p:.4f}" for p in row)])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import fmeta
-from fmeta import tree
+from fmeta import tree, weights
 from fmeta.adapt import trajectory
 from fmeta.data.boxes import BoxPool, coco_boxes
 from fmeta.data.featured import Featured, featured
@@ -29,6 +29,7 @@ from fmeta.train import checkpoint, detection_plots, folder
 from fmeta.train.config import Config
 from fmeta.train.detection_data import built
 from fmeta.types import Adapted, Algorithm, Batch, InnerLoop, Params, Tree
+from fmeta.weights import Dtype
 
 BASE = "base.safetensors"
 CHUNK = 8
@@ -144,8 +145,8 @@ def load_detector(path: Path, name: str = "best") -> Learned:
 
 def heads_of(path: Path, config: Config[Any]) -> tuple[Detector, Detection, Params]:
     """The detector after base training, cut behind its pyramid: its loss, and the heads of an object detector."""
-    weights = checkpoint.read(path / BASE)[0]
-    detector, params = split_detector(built(config.task, weights))
+    found = checkpoint.read(path / BASE)[0]
+    detector, params = split_detector(built(config.task, found))
     return detector, detection(detector, proposals=config.task.proposals), object_detector(params)
 
 
@@ -157,6 +158,7 @@ def adapt_detector(
     *,
     steps: int | None = None,
     repair: bool = False,
+    dtype: Dtype = "fp32",
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Adapt a meta-learned detector to pictures with boxes, and keep the detector of their classes.
@@ -169,6 +171,7 @@ def adapt_detector(
             background's, of ``adapted.json``, and of a picture of what it finds before and after.
         steps: steps of adaptation; the config's ``test_steps`` if not given.
         repair: as in ``coco_boxes``.
+        dtype: of the file: ``"fp32"``, ``"fp16"`` or ``"bf16"``; batch norm's statistics stay float32.
         say: told what goes on.
 
     Returns:
@@ -196,10 +199,12 @@ def adapt_detector(
         "classes": list(pool.names),
         "pictures": len(seen),
         "steps": steps,
+        "dtype": dtype,
         "seconds": round(time.monotonic() - began, 1),
         "loss": [round(loss, 4) for loss in adapted.losses[[0, -1]].tolist()] if steps else [],
     }
-    checkpoint.save(path / "detector.safetensors", dict(module.state_dict()), facts)
+    tensors = weights.in_dtype(module.state_dict(), dtype)
+    checkpoint.save(path / "detector.safetensors", tensors, facts)
     rows = seen[:SHOWN]
     looks = {
         f"after {count} steps": predictions(learned.algorithm, learned.meta, one, source, rows)

@@ -1,0 +1,119 @@
+"""A run of a recipe of pictures put to use: new classes from a few pictures of each.
+
+In Python::
+
+    from fmeta.train.adapting_pictures import load_picture_classifier
+
+    classifier = load_picture_classifier("runs/images-20261128-120000").fit([*cats, *dogs], ["cat"] * 5 + ["dog"] * 5)
+    print(classifier.predict([new]))  # paths of pictures in, a probability for each class out
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import fmeta
+from fmeta import tree
+from fmeta.data.images import Source, decode_file, open_source, square
+from fmeta.train import folder
+from fmeta.train.adapting import CALL, Learner, said_accuracy, with_ways, write_predictions
+from fmeta.train.choices import STEPLESS
+from fmeta.train.config import FewShotTask
+from fmeta.train.experiment import build
+from fmeta.train.exporting import parts_of
+from fmeta.train.options import located
+from fmeta.train.terminal import say
+from fmeta.types import Algorithm, Tree
+
+
+def load_picture_classifier(
+    path: str | Path, name: str = "best", *, root: str | Path | None = None
+) -> Learner:
+    """A run of glyphs, omniglot or images, ready to learn classes from a few pictures; examples are paths of files.
+
+    Args:
+        path: a run folder.
+        name: ``"best"`` by validation, or ``"last"``.
+        root: folder of the run's data set, if it is not where it was in training.
+
+    Raises:
+        ValueError: for a run of another recipe, and as ``load_run``.
+    """
+    path, config = Path(path), folder.read_config(Path(path))
+    task = config.task
+    if not isinstance(task, FewShotTask):
+        raise ValueError(
+            f"{CALL}: {path} must be a run of text, detection or pictures, got one of {config.recipe}. Train one "
+            "with `fmeta train images --data FOLDER`."
+        )
+    config = replace(config, task=located(task, None if root is None else Path(root)))
+    size, grey = getattr(task, "size", 28), getattr(task, "grey", True)
+
+    @functools.cache
+    def make(ways: int) -> tuple[Algorithm, Tree]:
+        experiment = build(with_ways(config, ways))
+        state, _, _ = folder.load(path, name, experiment)
+        return experiment.algorithm, tree.detach(state.meta)
+
+    @functools.cache
+    def trunk() -> Tree:
+        parts = parts_of(build(config))
+        return fmeta.functionalize(parts.trunk) if parts and parts.trunk is not None else None
+
+    def prepare(files: Sequence[str | Path]) -> Tensor:
+        pictures = torch.stack([read_picture(Path(file), size, grey) for file in files]).float() / 255
+        frozen = trunk()
+        return pictures if frozen is None else frozen[0](frozen[1], pictures)
+
+    return Learner(prepare, make, 0 if config.inner.algorithm in STEPLESS else config.inner.test_steps)
+
+
+def read_picture(file: Path, size: int, grey: bool) -> Tensor:
+    """One file as uint8 ``[C, size, size]``, as the run's own pictures were read."""
+    source = Source(file.parent, [file.name], [], lambda name: (file.parent / name).read_bytes(), {})
+    return decode_file(source, [file.name], lambda image: square(image, size, grey), CALL, 0)
+
+
+def pictures_below(path: Path) -> list[tuple[Path, str]]:
+    """The pictures of a folder, each with the folder inside it that it lies in (empty for none)."""
+    with open_source(path, CALL) as source:
+        files = list(source.files)
+    if not path.is_dir() or not files:
+        raise ValueError(f"{CALL}: {path} must be a folder of pictures, got none in it. Check the path.")
+    return [(path / name, str(Path(name).parent) if Path(name).parent != Path() else "") for name in files]
+
+
+def adapt_pictures(
+    path: Path, support: Path, query: Path, out: Path, *, name: str = "best", root: Path | None = None
+) -> int:
+    """Learn the classes of one folder of pictures and write those of another; returns 0.
+
+    Args:
+        path: a run folder of glyphs, omniglot or images.
+        support: a folder with a folder for each class, a few pictures in each.
+        query: a folder of pictures. Where they lie in folders of these names, the accuracy is said.
+        out: the csv to write: file, predicted, probability, and the probability of each class.
+        name: the checkpoint.
+        root: folder of the run's data set, if it has moved.
+
+    Raises:
+        ValueError: for folders without pictures, and fewer than two classes.
+    """
+    known, asked = pictures_below(support), pictures_below(query)
+    if any(not label for _, label in known):
+        raise ValueError(
+            f"{CALL}: {support} must hold a folder for each class, got pictures beside them. Move them into one."
+        )
+    classifier = load_picture_classifier(path, name, root=root).fit(*zip(*known, strict=True))
+    found = classifier.probabilities([file for file, _ in asked])
+    write_predictions(out, [str(file) for file, _ in asked], classifier.names, found, "file")
+    say(f"{len(classifier.names)} classes from {len(known)} pictures; {len(asked)} predictions in {out}")
+    if {label for _, label in asked} <= set(classifier.names):
+        said_accuracy(classifier.names, found, [label for _, label in asked])
+    return 0
