@@ -152,7 +152,7 @@ def test_a_detector_is_adapted_to_new_pictures(trained: Path, tmp_path: Path) ->
     assert cli.main([*words, "--images", str(folder / "images"), "--out", str(tmp_path / "half")]) == 0
     half, _ = checkpoint.read(tmp_path / "half" / "detector.safetensors")
     sizes = [(tmp_path / name / "detector.safetensors").stat().st_size for name in ("half", "out")]
-    assert 0.5 < sizes[0] / sizes[1] < 0.6
+    assert 0.5 < sizes[0] / sizes[1] < 0.7  # names and counters take some
     for name, x in weights.items():
         kept = "running" in name or not x.is_floating_point()
         assert half[name].dtype == (x.dtype if kept else torch.float16), name
