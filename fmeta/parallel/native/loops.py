@@ -105,7 +105,8 @@ class Nest:
                 if depth[s] == i:
                     self.text(f"{local(s.out.dtype)} {self.sum_of(s)} = {number(FIRST[s.kind])};")
             if i == 0 and self.wide and total >= WIDE and not serial:
-                self.text("#pragma omp parallel for num_threads(threads) if(threads > 1)")
+                simd = " simd" if i == len(self.loops) - 1 else ""
+                self.text(f"#pragma omp parallel for{simd} num_threads(threads) if(parallel: threads > 1)")
             elif i == len(self.loops) - 1:
                 self.pragma(depth)
             name = f"i{run[-1]}"
