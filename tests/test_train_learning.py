@@ -58,6 +58,7 @@ def test_a_run_is_tested_and_used(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert found["adam"]["learned_minus_this"]["final"][0] == pytest.approx(difference, abs=1e-5)
     assert (tmp_path / "run" / "curves.png").stat().st_size > 10_000
     assert learned.load(tmp_path / "run").rule.name == "meta_transformer"
+    (tmp_path / "run" / "best.safetensors").unlink()  # as a run is kept
     assert main(["eval", str(tmp_path / "run"), "--tasks", "2"]) == 0
     assert json.loads((tmp_path / "run" / "results.json").read_text())["trainings"] == 2
 

@@ -248,7 +248,9 @@ def meta_train(path: Path, experiment: Learning) -> Any:
 
 
 def weights(path: Path, experiment: Learning, name: str) -> Params:
-    """The optimiser's weights in a checkpoint."""
+    """The optimiser's weights in a checkpoint; of a run that was kept without, those in its file of weights."""
+    if name == "best" and not (path / "best.safetensors").exists() and (path / FILE).exists():
+        return tree.map(lambda x: x.to(experiment.device), learned.load(path).theta)
     found, record = checkpoint.read(path / f"{name}.safetensors")
     prefix = "" if record.get("meta_only") else "meta."
     return {key: found[f"{prefix}{key}"].to(experiment.device) for key in experiment.rule.shapes}
