@@ -92,50 +92,69 @@ def meta_transformer(
             "fmeta.adam has neither."
         )
 
-    def draw(seed: int) -> Params:
-        weights = Weights(seed)
-        if knowledge:
+    parts = Parts(lr, width, layers, heads, hidden, knowledge, policy)
+    return learned_optimizer("meta_transformer", settings, parts.draw, parts.make)
+
+
+class Parts(NamedTuple):
+    """The two networks, by their sizes."""
+
+    lr: float
+    width: int
+    layers: int
+    heads: int
+    hidden: int
+    knowledge: bool
+    policy: bool
+
+    def draw(self, seed: int) -> Params:
+        """First weights: what leaves a network is zero."""
+        weights, width, hidden = Weights(seed), self.width, self.hidden
+        if self.knowledge:
             weights.linear("token", TOKEN, width)
             weights.linear("global", len(TIMESCALES) + 3 + 2, width)
-            weights.transformer("transformer", width, layers)
+            weights.transformer("transformer", width, self.layers)
             weights.linear("step", width, 1, scale=0.0)
-        if knowledge and policy:
+        if self.knowledge and self.policy:
             weights.linear("film", width, 2 * hidden, scale=0.0)
-        if policy:
+        if self.policy:
             weights.linear("policy.0", FEATURES, hidden)
             weights.linear("policy.1", hidden, hidden)
             weights.linear("policy.2", hidden, 2, scale=0.0)
         return weights.found
 
-    def knows(theta: Params, tokens: list[Tensor], whole: Tensor) -> list[Decision]:
-        if not knowledge:
-            return [Decision(whole.new_zeros(()), whole.new_zeros(2, hidden)) for _ in tokens]
+    def knows(self, theta: Params, tokens: list[Tensor], whole: Tensor) -> list[Decision]:
+        """The transformer: one decision for each tensor's token."""
+        if not self.knowledge:
+            return [Decision(whole.new_zeros(()), whole.new_zeros(2, self.hidden)) for _ in tokens]
         stacked = linear(theta, "token", torch.stack(tokens))
         both = torch.cat([stacked, linear(theta, "global", whole)[None]])
-        seen, _ = transformer(theta, "transformer", both, layers, heads).split([len(tokens), 1])
+        seen, _ = transformer(theta, "transformer", both, self.layers, self.heads).split([len(tokens), 1])
         steps = LARGEST * torch.tanh(linear(theta, "step", seen)[:, 0] / LARGEST)
-        films = linear(theta, "film", seen) if policy else steps.new_zeros(len(tokens), 2 * hidden)
-        return list(map(Decision, steps.unbind(), films.reshape(-1, 2, hidden).unbind()))
+        films = linear(theta, "film", seen) if self.policy else steps.new_zeros(len(tokens), 2 * self.hidden)
+        return list(map(Decision, steps.unbind(), films.reshape(-1, 2, self.hidden).unbind()))
 
+    @staticmethod
     def decides(theta: Params, seen: Tensor, told: Decision) -> Tensor:
+        """The policy: a move for each parameter, ``[numel, FEATURES] -> [numel]``."""
         scale, shift = told.film.unbind()
         first = torch.relu(linear(theta, "policy.0", seen) * (1 + scale) + shift)
         d, m = linear(theta, "policy.2", torch.relu(linear(theta, "policy.1", first))).unbind(-1)
         return soft_unit(d * torch.exp(torch.tanh(m)))
 
-    def make(theta: Params, steps: Tensor | float | None, root: float) -> Transform:
+    def make(self, theta: Params, steps: Tensor | float | None, root: float) -> Transform:
+        """The optimiser with these weights."""
+
         def update(grads: Tree, state: Moments, params: Tree) -> tuple[Tree, Moments]:
             state, now = corrected(grads, state, params, root)
             tokens = [of_tensor(one) for one in now]
             whole = torch.cat([time_features(real(state.t, params), steps), state.progress])
             moves = []
-            for one, told in zip(now, knows(theta, tokens, whole), strict=True):
+            for one, told in zip(now, self.knows(theta, tokens, whole), strict=True):
                 move = one.adam
-                if policy:
-                    move = move + decides(theta, of_parameters(one), told).reshape(move.shape)
-                moves.append((-lr * torch.exp(told.log_step) * move).to(one.param.dtype))
+                if self.policy:
+                    move = move + self.decides(theta, of_parameters(one), told).reshape(move.shape)
+                moves.append((-self.lr * torch.exp(told.log_step) * move).to(one.param.dtype))
             return tree.unflatten(moves, tree.flatten(params)[1]), state
 
         return Transform(start, update)
-
-    return learned_optimizer("meta_transformer", settings, draw, make)

@@ -1,7 +1,6 @@
 """What a run is made of, as frozen dataclasses; the command line and its help are generated from them.
 
-A recipe (``fmeta.train.recipes``) is a function that returns a ``Config``. The text under each field is the
-help that ``fmeta train RECIPE --help`` prints.
+A recipe is a function that returns a ``Config``. The text under each field is the help that is printed.
 """
 
 from __future__ import annotations
@@ -14,8 +13,7 @@ import tyro
 
 AlgorithmName = Literal[
     "maml", "fomaml", "anil", "boil", "reptile", "metasgd", "mamlpp", "sharpmaml", "metacurvature", "cavia", "imaml",
-    "learned",
-    "protomaml", "protonet", "matchingnet", "r2d2", "lrd2", "metaoptnet",
+    "learned", "protomaml", "protonet", "matchingnet", "r2d2", "lrd2", "metaoptnet",
 ]  # fmt: skip
 TaskT = TypeVar("TaskT")
 MaybeInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
@@ -144,8 +142,8 @@ class Inner:
     learned, an optimiser (meta_transformer), for initial weights that stay as they were drawn;
     protomaml, an embedding, whose head starts from the class means of the shots;
     protonet, an embedding in which a class is the mean of its shots (no inner steps);
-    matchingnet, the same, by attention over single shots;
-    r2d2, lrd2, metaoptnet, the same, by ridge or logistic regression or a support vector machine."""
+    matchingnet, r2d2, lrd2, metaoptnet, the same, by attention over single shots, by ridge or logistic regression or
+    a support vector machine."""
     inner_lr: float = 0.01
     """Learning rate of adaptation (where metasgd, mamlpp and learned start)."""
     strength: float = 2.0

@@ -11,59 +11,20 @@ import torch
 
 import fmeta
 from fmeta import learned, tree
-from fmeta.data.pool import Pools
 from fmeta.learned.files import FILE
-from fmeta.learned.problems import Problem, Training
+from fmeta.learned.problems import Training
 from fmeta.parallel import launched
 from fmeta.train import checkpoint, folder
 from fmeta.train.config import Config
-from fmeta.train.device import pick_device
 from fmeta.train.evaluate import VALIDATION_SEED
-from fmeta.train.experiment import make_outer, make_plan
 from fmeta.train.learning_config import LearningTask
-from fmeta.train.learning_problems import make_problems, pools_of
+from fmeta.train.learning_setup import Learning, build
 from fmeta.train.logging import open_metrics
 from fmeta.train.loop import Hooks, Progress, Settings, fit
 from fmeta.train.options import check
 from fmeta.train.run import divergence
 from fmeta.train.terminal import format_seconds, progress_bar, say, stop_signals
-from fmeta.types import MetaState, Metrics, Params, Plan, Tree
-
-RULES: dict[str, Callable[[float], learned.LearnedOptimizer]] = {
-    "meta_transformer": lambda lr: learned.meta_transformer(lr=lr),
-    "policy": lambda lr: learned.meta_transformer(lr=lr, knowledge=False),
-    "schedule": lambda lr: learned.schedule(lr=lr),
-    "mlp": lambda lr: learned.mlp(lr=lr),
-    "lstm": lambda lr: learned.lstm(lr=lr / 1e-3),
-}
-
-
-class Learning(NamedTuple):
-    """Everything that a run computes with."""
-
-    config: Config[LearningTask]
-    rule: learned.LearnedOptimizer
-    pools: Pools
-    train: list[Problem]
-    val: list[Problem]
-    test: list[Problem]
-    estimator: fmeta.Estimator
-    outer: fmeta.Transform
-    plan: Plan
-    device: torch.device
-
-    @property
-    def lengths(self) -> tuple[int, int]:
-        """Shortest and longest training."""
-        return self.config.task.shortest, self.config.task.longest
-
-    def system(self, problem: Problem) -> fmeta.System:
-        """A training of a problem by the rule."""
-        return learned.training(problem, self.rule, steps=self.lengths[1])
-
-    def sample(self, problem: Problem, seed: int, step: int, tasks: int, length: Any) -> Training:
-        """Tasks on the run's device."""
-        return tree.map(lambda x: x.to(self.device), problem.sample(seed, step, tasks, length))
+from fmeta.types import MetaState, Metrics, Params, Tree
 
 
 def train(config: Config[LearningTask], command: str) -> int:
@@ -105,34 +66,6 @@ def report(path: Path, command: str, name: str = "best", tasks: int | None = Non
     config = folder.read_config(path)
     experiment = build(config)
     return told(path, experiment, weights(path, experiment, name), command, tasks or config.report.test_tasks)
-
-
-def build(config: Config[LearningTask]) -> Learning:
-    """A run from its config."""
-    task = config.task
-    if task.shortest > task.longest:
-        raise ValueError(
-            f"train: --shortest must not be above --longest, got {task.shortest} and {task.longest}."
-        )
-    pools = pools_of(task)
-    problems = [make_problems(task.problems, task, pool) for pool in (pools.train, pools.val, pools.test)]
-    truncation = task.truncation or None
-    if task.estimator == "pes":
-        estimator = fmeta.pes(task.std, truncation=truncation or task.longest)
-    else:
-        estimator = fmeta.bptt(truncation) if task.estimator == "bptt" else fmeta.es(task.std)
-    return Learning(
-        config=config,
-        rule=RULES[task.optimizer](task.start_lr),
-        pools=pools,
-        train=problems[0],
-        val=problems[1],
-        test=problems[2],
-        estimator=estimator,
-        outer=fmeta.chain(fmeta.clip_by_norm(1.0), make_outer(config.outer)),
-        plan=make_plan(config),
-        device=pick_device(config.machine.device),
-    )
 
 
 class Drawn(NamedTuple):

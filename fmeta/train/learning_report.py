@@ -17,6 +17,7 @@ from fmeta.learned.problems import Problem
 from fmeta.train import folder
 from fmeta.train.evaluate import TEST_SEED, VALIDATION_SEED
 from fmeta.train.learning_problems import make_problem
+from fmeta.train.learning_setup import Learning
 from fmeta.train.plots import PALETTE, STYLE
 from fmeta.train.terminal import say
 from fmeta.types import Params
@@ -49,7 +50,7 @@ class Scores(NamedTuple):
     rates: tuple[float, float]  # that the final loss and the mean were measured at
 
 
-def tests_of(experiment: Any) -> list[Test]:
+def tests_of(experiment: Learning) -> list[Test]:
     """The problems that were trained on, with unseen data; then wider, deeper, with another activation, and longer."""
     task, longest = experiment.config.task, experiment.lengths[1]
     pools = experiment.pools
@@ -74,7 +75,7 @@ def scored(curve: Tensor, rates: tuple[float, float] = (math.nan, math.nan)) -> 
     return Scores(final, curve.mean(1), ~(final <= curve[:, 0]), curve.mean(0), rates)
 
 
-def best_of(test: Test, name: str, decays: bool, tasks: Any, experiment: Any) -> Scores:
+def best_of(test: Test, name: str, decays: bool, tasks: Any, experiment: Learning) -> Scores:
     """An ordinary optimiser at the rates that are best on other trainings, for either number."""
     tuning = experiment.sample(test.tuning, VALIDATION_SEED + 1, 1, TUNING, test.steps)
     found = learned.at_rates(test.tuning, name, decays, tuning, test.steps, experiment.plan)
@@ -90,7 +91,7 @@ def best_of(test: Test, name: str, decays: bool, tasks: Any, experiment: Any) ->
     return final._replace(mean=mean.mean)
 
 
-def measured(test: Test, experiment: Any, theta: Params, count: int) -> dict[str, Scores]:
+def measured(test: Test, experiment: Learning, theta: Params, count: int) -> dict[str, Scores]:
     """All optimisers on one test."""
     tasks = experiment.sample(test.problem, TEST_SEED, 0, count, test.steps)
     own = learned.curves(test.problem, experiment.rule, theta, tasks, test.steps, experiment.plan)
@@ -107,7 +108,7 @@ def interval(values: Tensor) -> tuple[float, float]:
     return values.mean().item(), (1.96 * values.std() / math.sqrt(len(values))).item()
 
 
-def report(path: Path, experiment: Any, theta: Params, command: str, count: int) -> int:
+def report(path: Path, experiment: Learning, theta: Params, command: str, count: int) -> int:
     """Measure, print the table, write results.json and the curves; returns the exit code."""
     record: dict[str, Any] = {}
     curves: dict[str, dict[str, Scores]] = {}
