@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from cases import CASES, Case, each
-from helpers import assert_trees_close
+from helpers import assert_trees_close, assert_trees_equal
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 from torch.nn import functional as F
@@ -449,3 +449,29 @@ def test_large_steps_are_one_kernel_where_they_are_our_own(monkeypatch: pytest.M
     assert not is_small(Plan(), torch.device("cuda"), 1e12)
     monkeypatch.setenv("FMETA_COMPILER", "inductor")
     assert not is_small(Plan(), cpu, 1e12)
+
+
+def test_logarithms_of_single_precision() -> None:
+    """Within two units in the last place of the true value, from the smallest number to the largest."""
+    exponents = torch.linspace(-44.8, 38.5, 40_001, dtype=torch.float64)
+    x = torch.cat([10**exponents, 1 + torch.linspace(-0.4, 0.4, 20_001, dtype=torch.float64)]).float()
+    special = torch.tensor([0.0, -0.0, -1.0, torch.inf, -torch.inf, torch.nan, 1.0])
+    kernel = kernels.Kernel("log", torch.log, fmeta.Plan(compile=True))
+    got, want = kernel(x), torch.log(x.double())
+    step = torch.finfo(torch.float32).eps * want.abs()
+    assert ((got.double() - want).abs() <= 2 * step + 1e-9).all()
+    assert torch.equal(kernel(special).nan_to_num(7.0), torch.log(special).nan_to_num(7.0))
+
+
+def test_a_single_condition_for_a_whole_tensor() -> None:
+    """Chosen by masks, so that the loop is vectorised: NaN and infinity on either side stay what they are."""
+
+    def pick(fine: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.where(fine, a, b), torch.where(fine, 2 * a, 0.0) + 1
+
+    kernel = kernels.Kernel("pick", pick, fmeta.Plan(compile=True))
+    for dtype in (torch.float32, torch.float64):
+        a = torch.tensor([1.0, -0.0, torch.nan, torch.inf], dtype=dtype)
+        b = torch.tensor([torch.nan, 3.0, -torch.inf, 4.0], dtype=dtype)
+        for fine in (torch.tensor(True), torch.tensor(False)):
+            assert_trees_equal(kernel(fine, a, b), pick(fine, a, b))

@@ -19,7 +19,7 @@ import fmeta
 from fmeta.data import Pools
 from fmeta.models.rcnn import with_norms_of
 from fmeta.tasks.detection import batch_of
-from fmeta.train import checkpoint, cli, detection_data
+from fmeta.train import checkpoint, cli, commands, detection_data
 from fmeta.train.average_precision import average_precision
 from fmeta.train.config import Config, Inner, Machine, Outer, Report
 from fmeta.train.detecting import (
@@ -125,6 +125,10 @@ def test_the_command_line_runs_it_and_tests_it_again(
     again = json.loads((out / "results.json").read_text())
     assert again["sets"] == json.loads(first)["sets"]
     assert "AP50" in capsys.readouterr().out
+
+
+def test_the_list_of_runs_says_what_a_detector_reached(trained: Path) -> None:
+    assert commands.outcome_of(trained).startswith("detection, fomaml: AP50 after adaptation scenes ")
 
 
 def test_a_detector_is_adapted_to_new_pictures(trained: Path, tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ import pytest
 import torch
 from helpers import assert_trees_equal
 
+import fmeta
 from fmeta import learned
 from fmeta.train import checkpoint, learning_problems
 from fmeta.train.cli import main
+from fmeta.train.commands import outcome_of
 from fmeta.train.learning_config import LearningTask
 from fmeta.train.logging import read_metrics
 
@@ -57,6 +59,9 @@ def test_a_run_is_tested_and_used(tmp_path: Path, capsys: pytest.CaptureFixture[
     difference = found["learned"]["final"][0] - found["adam"]["final"][0]
     assert found["adam"]["learned_minus_this"]["final"][0] == pytest.approx(difference, abs=1e-5)
     assert (tmp_path / "run" / "curves.png").stat().st_size > 10_000
+    assert outcome_of(tmp_path / "run").startswith("meta_transformer: mean loss on relu ")
+    with pytest.raises(ValueError, match=r"^load: learned-optimizer has runs of its own kind"):
+        fmeta.load(tmp_path / "run")
     assert learned.load(tmp_path / "run").rule.name == "meta_transformer"
     (tmp_path / "run" / "best.safetensors").unlink()  # as a run is kept
     assert main(["eval", str(tmp_path / "run"), "--tasks", "2"]) == 0

@@ -79,7 +79,7 @@ def corrected(grads: Tree, state: Moments, params: Tree, root: float) -> tuple[M
 
 
 def of_parameters(one: Seen) -> Tensor:
-    """Numbers of each parameter, ``[numel, FEATURES]``: gradient and momenta by the root of the mean square, weight,
+    """Numbers of each parameter, ``[FEATURES, numel]``: gradient and momenta by the root of the mean square, weight,
     momentum and gradient by their size in the tensor, and how large gradients are here within the tensor.
     """
     by_root = [squashed(x / one.root) for x in (one.grad, *one.momenta)]
@@ -87,7 +87,7 @@ def of_parameters(one: Seen) -> Tensor:
         squashed(x * torch.rsqrt(mean_square(x) + TINY)) for x in (one.param, one.momenta[0], one.grad)
     ]
     level = 0.5 * torch.log((one.root * one.root + TINY) / (mean_square(one.root) + TINY))
-    return torch.stack([*by_root, *by_size, level / 4], dim=-1).reshape(-1, FEATURES)
+    return torch.stack([*by_root, *by_size, level / 4]).reshape(FEATURES, -1)
 
 
 def of_tensor(one: Seen) -> Tensor:

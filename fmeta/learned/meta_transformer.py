@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fmeta import tree
 from fmeta.learned.features import FEATURES, TOKEN, Moments, corrected, of_parameters, of_tensor, start
-from fmeta.learned.networks import Weights, linear, transformer
+from fmeta.learned.networks import Weights, by_columns, linear, transformer
 from fmeta.learned.rule import TIMESCALES, LearnedOptimizer, learned_optimizer, real, soft_unit, time_features
 from fmeta.rates import positive
 from fmeta.types import Params, Transform, Tree
@@ -136,10 +136,10 @@ class Parts(NamedTuple):
 
     @staticmethod
     def decides(theta: Params, seen: Tensor, told: Decision) -> Tensor:
-        """The policy: a move for each parameter, ``[numel, FEATURES] -> [numel]``."""
-        scale, shift = told.film.unbind()
-        first = torch.relu(linear(theta, "policy.0", seen) * (1 + scale) + shift)
-        d, m = linear(theta, "policy.2", torch.relu(linear(theta, "policy.1", first))).unbind(-1)
+        """The policy: a move for each parameter, ``[FEATURES, numel] -> [numel]``."""
+        scale, shift = told.film[..., None].unbind()
+        first = torch.relu(by_columns(theta, "policy.0", seen) * (1 + scale) + shift)
+        d, m = by_columns(theta, "policy.2", torch.relu(by_columns(theta, "policy.1", first))).unbind()
         return soft_unit(d * torch.exp(torch.tanh(m)))
 
     def make(self, theta: Params, steps: Tensor | float | None, root: float) -> Transform:

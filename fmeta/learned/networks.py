@@ -38,6 +38,11 @@ def linear(theta: Params, name: str, x: Tensor) -> Tensor:
     return x @ theta[f"{name}.weight"] + theta[f"{name}.bias"]
 
 
+def by_columns(theta: Params, name: str, x: Tensor) -> Tensor:
+    """``linear`` of many columns, ``[inputs, n] -> [outputs, n]``: a long dimension is best the last one."""
+    return theta[f"{name}.weight"].mT @ x + theta[f"{name}.bias"][:, None]
+
+
 def attention(theta: Params, name: str, x: Tensor, heads: int) -> Tensor:
     """Every token looks at all tokens: ``[token, width] -> [token, width]``."""
     tokens, width = x.shape

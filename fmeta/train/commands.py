@@ -197,7 +197,7 @@ def show_list(runs: Path) -> int:
     """Print the recipes and the runs below a folder."""
     say("Recipes (fmeta train RECIPE)")
     for name, recipe in RECIPES.items():
-        say(f"  {name:<10} {(recipe.__doc__ or '').strip().splitlines()[0]}")
+        say(f"  {name:<18} {(recipe.__doc__ or '').strip().splitlines()[0]}")
     paths = sorted(
         (path.parent for path in runs.glob("*/config.json")), key=lambda path: path.stat().st_mtime
     )
@@ -211,6 +211,13 @@ def outcome_of(path: Path) -> str:
     """A run's result in a few words."""
     try:
         result = json.loads((path / "results.json").read_text(encoding="utf-8"))
+        if result["recipe"] == "detection":
+            said = [f"{label} {100 * one['after']['ap50']:.1f}" for label, one in result["sets"].items()]
+            return f"detection, {result['algorithm']}: AP50 after adaptation {', '.join(said)}"
+        if result["recipe"] == "learned-optimizer":
+            label, one = next(iter(result["tests"].items()))
+            own, adam = (one[name]["mean"][0] for name in ("learned", "adam"))
+            return f"{result['optimizer']}: mean loss on {label} {own:.3f}, adam {adam:.3f}"
         step, name = result["headline"]["steps"], result["metric"]
         value = format_metric(name, result["headline"]["mean"])
         return (

@@ -58,6 +58,11 @@ def build(
             "load: detection has runs of its own kind, got one where a run of another recipe was expected. Use "
             "fmeta.train.detecting.load_detector(folder)."
         )
+    if config.recipe == "learned-optimizer":
+        raise ValueError(
+            "load: learned-optimizer has runs of its own kind, got one where a run of another recipe was expected. "
+            "Use fmeta.learned.load(folder)."
+        )
     device = pick_device(config.machine.device, processes)
     family = make(config, device)
     torch.manual_seed(config.outer.seed)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -182,7 +184,21 @@ def where(low: Lowering, op: Op) -> Value:
             )
     if all(isinstance(v, Const) for v in values[1:]) and values[1].value == values[2].value:  # type: ignore[union-attr]
         return Const(values[1].value, op.shape, op.dtype)  # type: ignore[union-attr]
-    return low.map(cast("({0} ? {1} : {2})", values, op.dtype, [1, 2]), values, op.shape, op.dtype)
+    if is_one_for_all(values[0], op.shape) and op.dtype in (torch.float32, torch.float64):
+        # gcc 12 vectorises no loop with `c ? a : b` in it if c is the same bool in all of it ("relevant stmt not
+        # supported"): a guard such as where(finite, state, before) would slow down all that shares its loop
+        code = "fm_pick({0}, {1}, {2})"
+    else:
+        code = "({0} ? {1} : {2})"
+    return low.map(cast(code, values, op.dtype, [1, 2]), values, op.shape, op.dtype)
+
+
+def is_one_for_all(value: Value, shape: Sequence[int]) -> bool:
+    """Whether a condition is a single one for all numbers of a tensor that has several."""
+    fixed = isinstance(value, View) and all(
+        stride == 0 or n == 1 for stride, n in zip(value.strides, value.shape, strict=True)
+    )
+    return fixed and math.prod(shape) > 1
 
 
 def clamp(low: Lowering, op: Op) -> Value:

@@ -68,9 +68,54 @@ FM_INLINE int64_t fm_mod(int64_t a, int64_t b) { int64_t r = b ? a % b : 0; retu
 FM_INLINE int64_t fm_floordiv(int64_t a, int64_t b) { int64_t q = b ? a / b : 0; return (b && a % b != 0 && (a < 0) != (b < 0)) ? q - 1 : q; }
 FM_INLINE float fm_floordiv(float a, float b) { return c_floor(a / b); }
 FM_INLINE double fm_floordiv(double a, double b) { return c_floor(a / b); }
+// c ? a : b by masks, whatever the numbers are, NaN included
+FM_INLINE float fm_pick(int c, float a, float b) {
+    int32_t x, y, m = -(int32_t)(c != 0);
+    __builtin_memcpy(&x, &a, 4);
+    __builtin_memcpy(&y, &b, 4);
+    x = (x & m) | (y & ~m);
+    __builtin_memcpy(&a, &x, 4);
+    return a;
+}
+FM_INLINE double fm_pick(int c, double a, double b) {
+    int64_t x, y, m = -(int64_t)(c != 0);
+    __builtin_memcpy(&x, &a, 8);
+    __builtin_memcpy(&y, &b, 8);
+    x = (x & m) | (y & ~m);
+    __builtin_memcpy(&a, &x, 8);
+    return a;
+}
 FM_INLINE double fm_exp(double x) { return c_exp(x); }
 FM_INLINE double fm_log(double x) { return c_log(x); }
-FM_INLINE float fm_log(float x) { return c_log(x); }
+// log x = e ln 2 + log m, m in [sqrt 1/2, sqrt 2): Cephes' polynomial, which vectorises, within 2 units in the last place
+FM_INLINE float fm_log(float x) {
+    const int small = x < 1.17549435e-38f;
+    const float y = small ? x * 8388608.0f : x;
+    int32_t bits;
+    __builtin_memcpy(&bits, &y, 4);
+    const int32_t half = (bits & 0x7fffff) | 0x3f000000;
+    float m;
+    __builtin_memcpy(&m, &half, 4);
+    float e = (float)((bits >> 23) - (small ? 149 : 126));
+    const int low = m < 0.707106781f;
+    e = low ? e - 1.0f : e;
+    m = (low ? m + m : m) - 1.0f;
+    const float s = m * m;
+    float p = 7.0376836292e-2f;
+    p = p * m - 1.1514610310e-1f;
+    p = p * m + 1.1676998740e-1f;
+    p = p * m - 1.2420140846e-1f;
+    p = p * m + 1.4249322787e-1f;
+    p = p * m - 1.6668057665e-1f;
+    p = p * m + 2.0000714765e-1f;
+    p = p * m - 2.4999993993e-1f;
+    p = p * m + 3.3333331174e-1f;
+    float r = p * m * s - 2.12194440e-4f * e - 0.5f * s;
+    r = (m + r) + 0.693359375f * e;
+    r = x == INFINITY ? x : r;
+    r = x == 0 ? -INFINITY : r;
+    return x >= 0 ? r : NAN;
+}
 FM_INLINE double fm_tanh(double x) { return c_tanh(x); }
 FM_INLINE double fm_erf(double x) { return c_erf(x); }
 FM_INLINE double fm_pow(double a, double b) { return c_pow(a, b); }
