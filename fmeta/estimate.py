@@ -40,6 +40,8 @@ def estimate(
 ) -> Estimate:
     """The gradient of the mean loss of a system's steps: ``(theta, carry, tasks, seed) -> (grads, carry, metrics)``.
 
+    The mean is over ``system.steps``: a task that ends earlier counts by its length.
+
     Without truncation a call takes all steps of ``tasks`` and carries nothing on. With it, a call takes the next window
     of the tasks in the carry; those that are over make room for new ones out of ``tasks``. At ``begin`` courses
     end at random times, so that later ones are spread over all their steps.

@@ -109,6 +109,27 @@ def test_zero_gradients_have_finite_derivatives(name: str) -> None:
         assert torch.isfinite(slope).all()
 
 
+@pytest.mark.parametrize("name", RULES)
+def test_parameters_of_other_types_than_its_weights(name: str) -> None:
+    """Half parameters are moved by the update of single ones, and state is never kept in half precision."""
+    theta = {key: leaf.float() for key, leaf in weights(name, 0.1).items()}
+    rule, params = RULES[name](theta, steps=9), some_params()
+    single, half = (
+        {key: p.to(dtype) for key, p in params.items()} for dtype in (torch.float32, torch.bfloat16)
+    )
+    for given in (params, single, half, {**half, "a": single["a"]}):
+        state = rule.init(given)
+        updates, after = rule.update({key: torch.ones_like(p) for key, p in given.items()}, state, given)
+        assert {key: u.dtype for key, u in updates.items()} == {key: p.dtype for key, p in given.items()}
+        wide = torch.float64 if given is params else torch.float32
+        assert {x.dtype for x in torch.utils._pytree.tree_leaves(after) if x.is_floating_point()} == {wide}
+    grads = {key: torch.ones_like(p) for key, p in half.items()}
+    found, _ = rule.update(grads, rule.init(half), half)
+    again = {key: p.float() for key, p in half.items()}
+    want, _ = rule.update({key: g.float() for key, g in grads.items()}, rule.init(again), again)
+    assert_trees_equal(found, {key: u.to(torch.bfloat16) for key, u in want.items()})
+
+
 def small() -> problems.Problem:
     return problems.images(
         random_pictures().train, fmeta.models.mlp([16, 5, 4]), classes=4, size=4, batch=6, varied=True

@@ -46,8 +46,7 @@ class Optimizer(torch.optim.Optimizer):
         if lr < 0:
             raise ValueError(f"learned.Optimizer: lr must be at least 0, got {lr}. It multiplies the steps.")
         super().__init__(params, {"lr": lr})
-        self.skipped = 0
-        """Steps whose gradients were not finite."""
+        self.passed_over = torch.zeros((), dtype=torch.int64)
         self.rule, self.theta, self.steps = rule, tree.detach(theta), steps
         rule(self.theta, steps)
         self.kept: dict[str, Tensor] = {}
@@ -84,8 +83,15 @@ class Optimizer(torch.optim.Optimizer):
         moved, self.current, fine = self.kernel(theta, grads, state, params, rates)
         for name, (p, _) in owners.items():
             p.copy_(moved[name])
-        self.skipped += int(not fine)
+        self.passed_over = (
+            self.passed_over.to(fine.device) + ~fine
+        )  # read when it is asked for: no step waits
         return loss
+
+    @property
+    def skipped(self) -> int:
+        """Steps whose gradients were not finite."""
+        return int(self.passed_over)
 
     def _state(self, params: Params) -> Any:
         """The state of these parameters: that of the last step where they are the same, else what is known of each."""

@@ -43,7 +43,8 @@ class LearnedOptimizer(NamedTuple):
             )
         if isinstance(steps, (int, float)) and steps < 1:
             raise ValueError(f"{self.name}: steps must be at least 1, got {steps}. Leave it out if unknown.")
-        return rooted(lambda root: guarded(self.make(theta, steps, root)), self.name, None)
+        make = lambda root: lambda weights: self.make(weights, steps, root)  # noqa: E731
+        return rooted(lambda root: guarded(working(make(root), theta)), self.name, None)
 
 
 def difference(theta: Any, shapes: dict[str, torch.Size]) -> str:
@@ -62,6 +63,28 @@ def learned_optimizer(
 ) -> LearnedOptimizer:
     """The record, with the shapes of what ``init`` draws."""
     return LearnedOptimizer(name, settings, init, make, {n: p.shape for n, p in init(0).items()})
+
+
+def working(make: Callable[[Params], Transform], theta: Params) -> Transform:
+    """A rule that computes in the widest type of the parameters, at least float32, whatever theta's is."""
+
+    def at(params: Tree) -> tuple[Transform, Callable[[Tree], Tree]]:
+        dtype = torch.float32
+        for leaf in tree.leaves(params):
+            dtype = torch.promote_types(dtype, leaf.dtype)
+        cast = lambda found: tree.map(lambda x: x.to(dtype), found)  # noqa: E731
+        return make(cast(theta)), cast
+
+    def init(params: Tree) -> Tree:
+        rule, cast = at(params)
+        return rule.init(cast(params))
+
+    def update(grads: Tree, state: Tree, params: Tree) -> tuple[Tree, Tree]:
+        rule, cast = at(params)
+        updates, state = rule.update(cast(grads), state, cast(params))
+        return tree.map(lambda u, p: u.to(p.dtype), updates, params), state
+
+    return Transform(init, update)
 
 
 def guarded(transform: Transform) -> Transform:
@@ -86,7 +109,7 @@ def time_features(t: Tensor, steps: Tensor | float | None) -> Tensor:
     Without ``steps`` training is always at its beginning.
     """
     scales = torch.tensor(TIMESCALES, dtype=t.dtype, device=t.device)
-    part = torch.zeros_like(t) if steps is None else (t / steps).clamp(0, 1)
+    part = torch.zeros_like(t) if steps is None else (t / steps).clamp(0, 1).to(t.dtype)
     known = torch.zeros_like(t) if steps is None else torch.ones_like(t)
     return torch.cat([torch.tanh(t / scales - 1), torch.stack([part, part * part, known])])
 
