@@ -9,13 +9,10 @@ import torch
 from torch import Tensor
 
 from fmeta import tree
-from fmeta.estimators import Course, Estimator
+from fmeta.estimators import Course, Estimator, check_floating
 from fmeta.meta import check_outer
 from fmeta.parallel import Unrolled, check_plan
 from fmeta.types import MetaState, Metrics, Plan, System, Transform, Tree
-
-PRIME = 1_000_003
-"""Parts the random numbers of seeds from those of steps."""
 
 
 class Estimate(NamedTuple):
@@ -24,9 +21,11 @@ class Estimate(NamedTuple):
     begin: Callable[..., Any]
     """``(theta, tasks, seed=0) -> carry``: what the first call takes."""
     run: Callable[..., tuple[Tree, Any, Metrics]]
-    """``(theta, carry, tasks, seed=0) -> (grads, carry, metrics)``."""
+    """``(theta, carry, tasks, seed=None) -> (grads, carry, metrics)``."""
 
-    def __call__(self, theta: Tree, carry: Any, tasks: Tree, seed: int = 0) -> tuple[Tree, Any, Metrics]:
+    def __call__(
+        self, theta: Tree, carry: Any, tasks: Tree, seed: int | None = None
+    ) -> tuple[Tree, Any, Metrics]:
         """The mean gradient over tasks of one call's steps, and where the tasks are then."""
         return self.run(theta, carry, tasks, seed)
 
@@ -50,10 +49,12 @@ def estimate(
         system: what is unrolled, of one task.
         estimator: ``fmeta.bptt()``, ``forward_mode()``, ``es(...)`` or ``pes(...)``.
         plan: ``compile`` is read.
-        each: changes the gradient of every task before the mean, leaves ``[task, ...]``: `fmeta.unit_norm`, say.
+        each: changes the gradient of every task before the mean (of every pair, for ``es`` and ``pes``), leaves
+            ``[task, ...]``: `fmeta.unit_norm`, say.
 
     Returns:
-        An ``Estimate``. Tasks are a tree with a leading axis; ``seed`` draws the perturbations. Metrics are
+        An ``Estimate``. Tasks are a tree with a leading axis; ``seed`` draws the perturbations of
+        ``es`` and ``pes``: a new one at every call. Metrics are
         ``loss`` (the mean over tasks and steps), ``finite``, and ``over`` (the part of the tasks that ended
         in this call).
 
@@ -72,7 +73,7 @@ def estimate(
     """
     check_plan(plan)
     unrolled, whole = Unrolled(system, plan), estimator.truncation is None
-    steps = estimator.truncation or system.steps
+    steps = min(estimator.truncation or system.steps, system.steps)
     copied = lambda tasks: tree.map(lambda x: x.repeat_interleave(estimator.copies, 0), tasks)  # noqa: E731
 
     def fresh(theta: Tree, tasks: Tree) -> Course:
@@ -89,7 +90,13 @@ def estimate(
         )
         return course._replace(end=(part * course.end).long() + 1)
 
-    def run(theta: Tree, carry: Any, tasks: Tree, seed: int = 0) -> tuple[Tree, Any, Metrics]:
+    def run(theta: Tree, carry: Any, tasks: Tree, seed: int | None = None) -> tuple[Tree, Any, Metrics]:
+        if seed is None and estimator.random:
+            raise ValueError(
+                f"estimate: {estimator.name} needs a seed, another one at every call, got none. The same "
+                "perturbations in every window would bias it."
+            )
+        check_floating("estimate", "theta", theta)
         tasks = copied(tasks)
         course = fresh(theta, tasks) if whole else carry
         if not isinstance(course, Course):
@@ -97,7 +104,7 @@ def estimate(
                 f"estimate: carry must be what begin(theta, tasks, seed) returned, got {type(carry).__name__}. "
                 f"{estimator.name} goes on where the last window ended."
             )
-        window = estimator.run(unrolled, theta, course, steps, torch.Generator().manual_seed(seed))
+        window = estimator.run(unrolled, theta, course, steps, torch.Generator().manual_seed(seed or 0))
         ended = window.course.t >= window.course.end
         grads = window.grads if each is None else each(window.grads)
         grads = tree.map(lambda g: g.mean(0), grads)

@@ -46,6 +46,8 @@ class Estimator(NamedTuple):
     truncation: int | None
     copies: int = 1
     """How many times a task is taken."""
+    random: bool = False
+    """Whether it draws perturbations, and so needs a seed."""
 
 
 def bptt(truncation: int | None = None) -> Estimator:
@@ -144,7 +146,8 @@ def pes(std: float = 0.01, *, truncation: int, pairs: int = 1) -> Estimator:
     """Persistent evolution strategies: windows of steps, without the bias of truncation.
 
     Every particle sums its perturbations since its course began, ``xi``; the gradient of a window is
-    ``xi * (loss_plus - loss_minus) / (2 std^2)``. Averaged over the windows of a course it is what ``es`` estimates.
+    ``xi * (loss_plus - loss_minus) / (2 std^2)``. Averaged over the windows of a course it is what ``es`` estimates,
+    where ``truncation`` divides the length; in a window that a task does not fill, steps after its end count as 0.
 
     Args:
         std: as for ``es``.
@@ -193,7 +196,7 @@ def perturbed(name: str, std: float, pairs: int, truncation: int | None) -> Esti
         after = course._replace(state=tuple(states), t=course.t + steps, memory=sums)
         return Window(after, grads, (losses[0] + losses[1]) / 2)
 
-    return Estimator(name, begin, run, truncation, pairs)
+    return Estimator(name, begin, run, truncation, pairs, random=True)
 
 
 def check_truncation(call: str, truncation: Any) -> None:
@@ -204,12 +207,23 @@ def check_truncation(call: str, truncation: Any) -> None:
         )
 
 
+def check_floating(call: str, name: str, found: Tree) -> None:
+    """Refuse parameters that have no derivative."""
+    for path, leaf in tree.paths(found):
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            kind = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__
+            raise TypeError(
+                f"{call}: {name} must hold floating-point tensors, got {kind} at {path or 'the root'!r}. Write "
+                "torch.tensor(0.1), and keep integers in a closure."
+            )
+
+
 def basis(theta: Tree) -> Tree:
     """A direction for every number in theta: leaves ``[count, *shape]``."""
     leaves, spec = tree.flatten(theta)
     whole = torch.eye(sum(leaf.numel() for leaf in leaves), dtype=leaves[0].dtype, device=leaves[0].device)
     parts = whole.split([leaf.numel() for leaf in leaves], dim=1)
-    rows = [part.reshape(-1, *leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+    rows = [part.reshape(len(whole), *leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
     return tree.unflatten(rows, spec)
 
 
@@ -217,5 +231,5 @@ def unflat(numbers: Tensor, theta: Tree) -> Tree:
     """``[task, count]`` as a tree like theta with a leading axis."""
     leaves, spec = tree.flatten(theta)
     parts = numbers.split([leaf.numel() for leaf in leaves], dim=1)
-    rows = [part.reshape(-1, *leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+    rows = [part.reshape(len(part), *x.shape).to(x.dtype) for part, x in zip(parts, leaves, strict=True)]
     return tree.unflatten(rows, spec)

@@ -12,7 +12,7 @@ from torch.func import grad, grad_and_value, jvp
 from fmeta import tree
 from fmeta.adapt import check_loop, from_loop, run
 from fmeta.adjoint import unroll
-from fmeta.estimators import basis
+from fmeta.estimators import basis, check_floating
 from fmeta.functional import differentiable
 from fmeta.implicit import SOLVERS
 from fmeta.meta import meta_grad
@@ -73,8 +73,8 @@ def hypergrad(
         scale: what the Hessian is multiplied by before the solver sees it; Neumann's series needs eigenvalues below 2
             then, so that a learning rate is a good choice. Conjugate gradients do not care.
         adjoint: of ``"unroll"``: ``fmeta.truncated(k)``, say.
-        batches: ``"per_step"``: support leaves are ``[steps, ...]``, a batch a step.
-        plan: ``compile`` and ``remat`` are read.
+        batches: ``"per_step"``: support leaves are ``[steps, ...]``, a batch a step; not for ``"implicit"``.
+        plan: ``compile`` is read by ``"unroll"`` and ``"forward"``, ``remat`` by ``"unroll"``.
 
     Returns:
         A pure function. ``metrics`` holds ``loss`` (of ``outer_loss``) and ``finite``.
@@ -108,16 +108,39 @@ def hypergrad(
             f"hypergrad: method must be among {', '.join(METHODS)} and solver among {', '.join(SOLVERS)}, got "
             f"{method!r} and {solver!r}."
         )
+    check_functions(inner_loss, outer_loss, inner)
+    if method == "implicit" and batches == "per_step":
+        raise ValueError(
+            "hypergrad: batches must be 'whole' for method='implicit', got 'per_step'. It is about the minimum of one "
+            "loss: train beforehand, and pass the trained parameters with steps=0."
+        )
     if steps == 0 and method != "implicit":
         raise ValueError(
             f"hypergrad: steps must be at least 1 for method={method!r}, got 0. Nothing is trained."
         )
     level = Bilevel(scalar(inner_loss), scalar(outer_loss), lambda h: as_inner(make(h)), steps, batches)
     if method == "unroll":
-        return by_unroll(level, adjoint, plan)
-    if method == "forward":
-        return by_forward_mode(level, plan)
-    return by_minimum(level, solver, iterations, scale)
+        found = by_unroll(level, adjoint, plan)
+    elif method == "forward":
+        found = by_forward_mode(level, plan)
+    else:
+        found = by_minimum(level, solver, iterations, scale)
+
+    def call(params: Params, hyper: Tree, data: Task) -> tuple[Tree, Metrics]:
+        check_floating("hypergrad", "hyper", hyper)
+        return found(params, hyper, data)
+
+    return call
+
+
+def check_functions(inner_loss: Any, outer_loss: Any, inner: Any) -> None:
+    """Refuse what cannot be called."""
+    for name, given in (("inner_loss", inner_loss), ("outer_loss", outer_loss), ("inner", inner)):
+        if not callable(given) and not isinstance(given, Transform):
+            raise TypeError(
+                f"hypergrad: {name} must be a function{' or a Transform' if name == 'inner' else ''}, got "
+                f"{type(given).__name__}. Losses are (params, hyper, batch) -> scalar; fmeta.sgd(0.1) is a Transform."
+            )
 
 
 def scalar(loss: Loss) -> Loss:
@@ -182,7 +205,9 @@ def by_forward_mode(level: Bilevel, plan: Plan) -> Callable[..., tuple[Tree, Met
         trained = tree.select(state[0], 0)
         d_params, d_hyper, loss = slope_of(level, trained, hyper, data.query)
         pairs = zip(tree.leaves(slopes[0]), tree.leaves(d_params), strict=True)
-        along = sum((s[0].flatten(1) @ d.flatten() for s, d in pairs), torch.zeros((), device=t.device))
+        along = sum(
+            (s[0].reshape(len(s[0]), -1) @ d.reshape(-1) for s, d in pairs), torch.zeros((), device=t.device)
+        )
         leaves, spec = tree.flatten(hyper)
         parts = along.split([leaf.numel() for leaf in leaves])
         through = tree.unflatten([p.reshape(x.shape) for p, x in zip(parts, leaves, strict=True)], spec)
@@ -200,9 +225,8 @@ def by_minimum(
     def call(params: Params, hyper: Tree, data: Task) -> tuple[Tree, Metrics]:
         with torch.no_grad(), differentiable():
             trained = run(loop, {"params": params, "hyper": hyper}, data.support).params
-            last = data.support if level.batches == "whole" else tree.select(data.support, -1)
             d_params, d_hyper, loss = slope_of(level, trained, hyper, data.query)
-            slope = lambda p, h: grad(level.inner_loss)(p, h, last)  # noqa: E731
+            slope = lambda p, h: grad(level.inner_loss)(p, h, data.support)  # noqa: E731
             curved = lambda v: jvp(lambda p: slope(p, hyper), (trained,), (v,))[1]  # noqa: E731
             product = lambda v: tree.scale(curved(v), scale)  # noqa: E731
             v = SOLVERS[solver](product, tree.scale(d_params, scale), iterations)

@@ -80,18 +80,18 @@ def test_pes_is_unbiased(truncation: int) -> None:
 
 def test_es_is_unbiased() -> None:
     found = torch.stack([courses(fmeta.es(0.01), THETA, 100, seed) for seed in range(12)])
-    assert (found.mean() - true_gradient(THETA)).abs() < 3.5 * found.std() / 12**0.5
+    error = 3.5 * found.std() / 12**0.5
+    assert (found.mean() - true_gradient(THETA)).abs() < error < 0.25 * true_gradient(THETA)
 
 
 @pytest.mark.parametrize("kind", ["es", "pes"])
 def test_variance_falls_as_one_over_the_pairs(kind: str) -> None:
     def spread(pairs: int) -> float:
         one = fmeta.es(0.01, pairs=pairs) if kind == "es" else fmeta.pes(0.01, truncation=10, pairs=pairs)
-        return torch.stack([courses(one, THETA, 1, seed) for seed in range(150)]).var().item()
+        return torch.stack([courses(one, THETA, 1, seed) for seed in range(250)]).var().item()
 
-    few, some, many = (spread(pairs) for pairs in (2, 8, 32))
-    assert few / some == pytest.approx(4, rel=0.4)
-    assert few / many == pytest.approx(16, rel=0.45)
+    few, many = (spread(pairs) for pairs in (2, 16))
+    assert few / many == pytest.approx(8, rel=0.45)
 
 
 def nonlinear(theta: Any, state: Any, task: Tensor, t: Tensor) -> tuple[Any, Tensor]:
@@ -144,11 +144,10 @@ def test_tasks_of_different_lengths() -> None:
     )
     found = fmeta.estimate(system, fmeta.bptt(), EAGER)
     grads, _, _ = found(theta, (), (lengths, tasks))
-    parts = [
-        by_loop(make_nonlinear(int(n)), theta, tasks[i : i + 1])["a"] * int(n) / 6
-        for i, n in enumerate(lengths)
-    ]
-    assert_trees_close(grads["a"], torch.stack(parts).mean(0))
+    parts = [by_loop(make_nonlinear(int(n)), theta, tasks[i : i + 1]) for i, n in enumerate(lengths)]
+    for name in theta:
+        rows = [int(n) / 6 * part[name] for n, part in zip(lengths, parts, strict=True)]
+        assert_trees_close(grads[name], torch.stack(rows).mean(0))
 
 
 def test_courses_that_ended_make_room_for_new_tasks() -> None:
@@ -184,11 +183,51 @@ def test_an_outer_step_learns_and_repeats(estimator: fmeta.Estimator) -> None:
 
 def test_a_step_that_is_not_finite_changes_no_weights() -> None:
     theta, tasks = problem(4)
-    step = fmeta.estimate_step(make_nonlinear(), fmeta.bptt(), fmeta.sgd(0.1), EAGER)
-    state = fmeta.estimate_init(make_nonlinear(), fmeta.bptt(), fmeta.sgd(0.1), theta, tasks)
-    after, metrics = step(state, tasks * torch.nan, 0)
+    outer = fmeta.adam(0.1)
+    step = fmeta.estimate_step(make_nonlinear(), fmeta.bptt(3), outer, EAGER)
+    state, _ = step(fmeta.estimate_init(make_nonlinear(), fmeta.bptt(3), outer, theta, tasks), tasks, 0)
+    broken = state._replace(carry=state.carry._replace(tasks=tasks * torch.nan))
+    after, metrics = step(broken, tasks, 1)
     assert not metrics["finite"]
-    assert_trees_equal(after.meta, theta)
+    assert_trees_equal(after.meta, state.meta)
+    assert_trees_equal(after.opt_state, state.opt_state)
+    assert_trees_equal(after.carry.tasks, tasks)
+
+
+@pytest.mark.parametrize("name", ["bptt", "forward_mode"])
+def test_what_comes_after_the_end_has_no_say(name: str) -> None:
+    """The step has no derivative there."""
+    root = lambda theta, x, task, t: (x + theta * (task - t).sqrt(), x**2)  # noqa: E731
+    system = System(lambda theta, task: torch.zeros_like(task), root, 4, lambda task: task.long())
+    tasks = torch.tensor([4.0, 2.0], dtype=torch.float64)
+    grads, _, metrics = fmeta.estimate(system, getattr(fmeta, name)(), EAGER)(THETA, (), tasks)
+    # x = theta * (0, 2, 2 + sqrt 3, 2 + sqrt 3 + sqrt 2) and theta * (0, sqrt 2)
+    squares = 4 + (2 + 3**0.5) ** 2 + (2 + 3**0.5 + 2**0.5) ** 2 + 2
+    assert metrics["finite"]
+    assert_trees_close(grads, torch.tensor(2 * 0.5 * squares / 8, dtype=torch.float64))
+
+
+def test_the_type_of_theta_is_kept() -> None:
+    theta = {"a": torch.tensor(0.5), "b": torch.tensor(0.5, dtype=torch.float64)}
+    step = lambda theta, x, task, t: (x + theta["a"] * theta["b"], (x + theta["a"] - 1) ** 2)  # noqa: E731
+    system = System(lambda theta, task: task, step, 3)
+    for estimator in (fmeta.bptt(), fmeta.forward_mode()):
+        grads, _, _ = fmeta.estimate(system, estimator, EAGER)(theta, (), torch.zeros(2, dtype=torch.float64))
+        assert {name: g.dtype for name, g in grads.items()} == {name: x.dtype for name, x in theta.items()}
+
+
+def test_what_estimate_refuses() -> None:
+    theta, tasks = problem()
+    with pytest.raises(ValueError, match=r"^estimate: pes needs a seed, another one at every call"):
+        found = fmeta.estimate(make_nonlinear(), fmeta.pes(truncation=3), EAGER)
+        found(theta, found.begin(theta, tasks), tasks)
+    with pytest.raises(TypeError, match=r"^estimate: theta must hold floating-point tensors"):
+        fmeta.estimate(make_nonlinear(), fmeta.bptt(), EAGER)({**theta, "n": torch.tensor(3)}, (), tasks)
+    wide = make_nonlinear()._replace(step=lambda *args: (nonlinear(*args)[0], args[1]["x"]))
+    with pytest.raises(
+        ValueError, match=r"^estimate: the loss of a step must be a floating-point scalar, got shape"
+    ):
+        fmeta.estimate(wide, fmeta.bptt(), EAGER)(theta, (), tasks)
 
 
 def test_unit_norm() -> None:

@@ -462,3 +462,12 @@ def test_only_runs_of_pictures_take_pictures(tmp_path: Path) -> None:
         ValueError, match=r"^adapt: .* must be a run of text, detection or pictures, got one of sinus"
     ):
         load_picture_classifier(tmp_path / "sine")
+
+
+def test_characters_are_read_light_on_dark() -> None:
+    from fmeta.train.adapting_pictures import light_on_dark
+
+    printed = torch.full((1, 4, 4), 255, dtype=torch.uint8)
+    printed[0, 1] = 0
+    found = light_on_dark(torch.stack([printed, 255 - printed]))
+    assert torch.equal(found[0], 255 - printed) and torch.equal(found[1], 255 - printed)

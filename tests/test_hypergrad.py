@@ -144,6 +144,17 @@ def test_truncated_unroll_leaves_out_early_steps() -> None:
     assert (make(fmeta.truncated(1))["decay"] - make(fmeta.unroll())["decay"]).abs().max() > 1e-6
 
 
+def test_a_parameter_without_dimensions() -> None:
+    loss = lambda w, h, b: ((w["w"] * b.x - b.y) ** 2).mean() * h  # noqa: E731
+    data = fmeta.Task(*(fmeta.Batch(b.x[:, 0], b.y[:, 0]) for b in (draw(5), draw(4))))
+    start, hyper = {"w": torch.zeros((), dtype=torch.float64)}, torch.tensor(0.3, dtype=torch.float64)
+    both = [
+        fmeta.hypergrad(loss, loss, fmeta.sgd(0.1), steps=4, method=method, plan=EAGER)(start, hyper, data)[0]  # type: ignore[arg-type]
+        for method in ("unroll", "forward")
+    ]
+    assert_trees_close(both[0], both[1])
+
+
 def test_a_tuned_run_beats_the_untuned() -> None:
     inner_loss, outer_loss, params, hyper, data = problem()
     found = fmeta.hypergrad(inner_loss, outer_loss, rule, steps=20, plan=EAGER)
@@ -169,3 +180,18 @@ def test_a_tuned_run_beats_the_untuned() -> None:
 def test_arguments_are_checked(options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fmeta.hypergrad(lambda w, h, b: w, lambda w, h, b: w, fmeta.sgd(0.1), **options)
+
+
+def test_functions_and_hyperparameters_are_checked() -> None:
+    loss = lambda w, h, b: (w["w"] * h).sum()  # noqa: E731
+    with pytest.raises(TypeError, match=r"^hypergrad: inner must be a function or a Transform, got float"):
+        fmeta.hypergrad(loss, loss, 0.1, steps=1)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^hypergrad: outer_loss must be a function, got NoneType"):
+        fmeta.hypergrad(loss, None, fmeta.sgd(0.1), steps=1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^hypergrad: batches must be 'whole' for method='implicit'"):
+        fmeta.hypergrad(loss, loss, fmeta.sgd(0.1), steps=1, method="implicit", batches="per_step")
+    found = fmeta.hypergrad(loss, loss, fmeta.sgd(0.1), steps=1, plan=EAGER)
+    with pytest.raises(
+        TypeError, match=r"^hypergrad: hyper must hold floating-point tensors, got torch.int64 at"
+    ):
+        found({"w": torch.ones(2)}, torch.tensor(3), fmeta.Task(draw(3), draw(3)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,18 @@ def test_the_order_of_parameters_does_not_matter(name: str) -> None:
     one, _ = rule.update(grads, rule.init(params), params)
     other, _ = rule.update(turned(grads), rule.init(turned(params)), turned(params))
     assert_trees_close(turned(other), one)
+    alone, _ = rule.update(turned(grads), rule.init(params), params)
+    assert_trees_equal(alone, one)
+    with pytest.raises(ValueError):
+        rule.update({"z" if key == "a" else key: g for key, g in grads.items()}, rule.init(params), params)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_an_empty_parameter_does_no_harm(name: str) -> None:
+    rule = RULES[name](weights(name, 0.1), steps=9)
+    params = {"a": torch.ones(3, dtype=torch.float64), "e": torch.zeros(0, dtype=torch.float64)}
+    updates, _ = rule.update(params, rule.init(params), params)
+    assert torch.isfinite(updates["a"]).all() and updates["e"].shape == (0,)
 
 
 @pytest.mark.parametrize("name", LIKE_ADAM)
@@ -90,9 +104,12 @@ def test_a_gradient_that_is_not_finite_is_passed_over(name: str, bad: float) -> 
     rule, params = RULES[name](weights(name, 0.1)), some_params()
     _, state = rule.update({key: torch.ones_like(p) for key, p in params.items()}, rule.init(params), params)
     grads = {key: torch.full_like(p, bad) for key, p in params.items()}
-    updates, after = rule.update(grads, state, params)
-    assert_trees_equal(updates, {key: torch.zeros_like(p) for key, p in params.items()})
-    assert_trees_equal(after, state)
+    one = {key: torch.ones_like(p) for key, p in params.items()}
+    one["b"][1] = bad
+    for wrong in (grads, one):
+        updates, after = rule.update(wrong, state, params)
+        assert_trees_equal(updates, {key: torch.zeros_like(p) for key, p in params.items()})
+        assert_trees_equal(after, state)
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -151,7 +168,7 @@ def test_the_gradient_to_its_weights_equals_finite_differences(name: str, plan: 
     step = 1e-6
     sides = [
         fmeta.estimate(system, fmeta.es(1e-9), EAGER)(
-            {key: leaf + sign * step * direction[key] for key, leaf in theta.items()}, (), tasks
+            {key: leaf + sign * step * direction[key] for key, leaf in theta.items()}, (), tasks, 0
         )[2]["loss"]
         for sign in (1, -1)
     ]
@@ -226,8 +243,10 @@ def test_files(tmp_path: Path) -> None:
         walk(loaded(steps=9), as_float(params)), walk(rule(rule.init(3), 9), as_float(params)), 0.0
     )
     safetensors.torch.save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match=r"^learned.load: .*other.safetensors must be a learned optimiser"):
-        learned.load(tmp_path / "other.safetensors")
+    torch.save({"x": torch.zeros(1)}, tmp_path / "pickle.pt")
+    for name in ("other.safetensors", "pickle.pt"):
+        with pytest.raises(ValueError, match=rf"^learned.load: .*{name} must be a learned optimiser"):
+            learned.load(tmp_path / name)
 
 
 def as_float(params: Any) -> Any:
@@ -279,8 +298,17 @@ def test_the_face_goes_on_from_a_state_dict(name: str) -> None:
     second.load_state_dict(first.state_dict())
     train(parts, second, 3, begin=3)
     assert_trees_equal(dict(whole.state_dict()), dict(parts.state_dict()))
-    with pytest.raises(ValueError, match=r"^learned.Optimizer: the state dict must be one of a learned"):
-        second.load_state_dict(torch.optim.Adam(parts.parameters()).state_dict())
+    other = "lstm" if name == "schedule" else "schedule"
+    strange = learned.Loaded(RULES[other], RULES[other].init(0)).optimizer(parts.parameters())
+    for state in (torch.optim.Adam(parts.parameters()).state_dict(), strange.state_dict()):
+        with pytest.raises(ValueError, match=rf"^learned.Optimizer: the state dict must be one of {name}"):
+            second.load_state_dict(state)
+    copied, copied_optimizer = copy.deepcopy((parts, second))
+    train(parts, second, 2, begin=6)
+    train(copied, copied_optimizer, 2, begin=6)
+    assert_trees_equal(dict(copied.state_dict()), dict(parts.state_dict()))
+    with pytest.raises(TypeError, match=r"^learned.Optimizer: it cannot be pickled"):
+        pickle.dumps(second)
 
 
 def test_the_face_with_groups_frozen_parameters_and_bad_gradients() -> None:
@@ -296,15 +324,21 @@ def test_the_face_with_groups_frozen_parameters_and_bad_gradients() -> None:
     module[2].weight.requires_grad_(False)
     module[2].weight.grad = None
     kept = module[2].weight.detach().clone()
+    seen = optimizer.state_dict()["learned"]["state"]
     train(module, optimizer, 2, begin=2)
     assert torch.equal(module[2].weight, kept)
     module[2].weight.requires_grad_(True)
     extra = nn.Parameter(torch.ones(2))
     optimizer.add_param_group({"params": [extra]})
     extra.grad = torch.ones(2)
-    train_kept = optimizer.state_dict()["learned"]
-    assert any("mu" in key or "p2" in key for key in train_kept)
+    states = [optimizer.state_dict()["learned"]["state"] for _ in range(2)]
+    frozen = [key for key in states[0] if key.endswith("p2")]  # 2.weight, of which there are four moments
+    assert len(frozen) == 4
     train(module, optimizer, 1, begin=4)
+    after = optimizer.state_dict()["learned"]["state"]
+    for key in frozen:
+        assert_trees_equal(states[0][key], seen[key])  # kept while there was no gradient
+        assert not torch.equal(after[key], seen[key])
     assert not torch.equal(module[2].weight, kept)
     extra.grad = torch.full((2,), torch.nan)
     now = [p.detach().clone() for p in module.parameters()]

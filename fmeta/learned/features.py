@@ -97,7 +97,10 @@ def of_tensor(one: Seen) -> Tensor:
     grad, quick, slow, slower, root, weight, step = logs.unbind()
     relative = [grad - root, quick - root, slow - root, slower - root, step - weight, weight]
     pairs = [(one.grad, one.momenta[0]), *zip(one.momenta, one.momenta[1:], strict=False)]
-    cosines = [(a * b).mean() * torch.rsqrt(mean_square(a) * mean_square(b) + TINY**2) for a, b in pairs]
+    cosines = [
+        (a * b).sum() / max(a.numel(), 1) * torch.rsqrt(mean_square(a) * mean_square(b) + TINY**2)
+        for a, b in pairs
+    ]
     shape = one.param.shape
     fan_out = shape[0] if shape else 1
     sizes = (

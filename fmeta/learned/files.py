@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from fmeta import tree
@@ -80,13 +81,14 @@ def load(path: str | Path) -> Loaded:
     path = Path(path)
     file = path / FILE if path.is_dir() else path
     theta = read(file)
-    record = record_of(file)
-    if record.get("name") not in RULES:
+    try:
+        record = record_of(file)
+        rule = RULES[record["name"]](**record["settings"])
+    except (SafetensorError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(
             f"learned.load: {file} must be a learned optimiser ({', '.join(RULES)}), got a file of other weights. "
             "Give what fmeta.learned.save or `fmeta train learned-optimizer` wrote."
-        )
-    rule = RULES[record["name"]](**record["settings"])
+        ) from error
     theta = {name: theta[name] for name in rule.shapes if name in theta} | theta
     with torch.no_grad():
         rule(theta)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -100,7 +101,7 @@ class Optimizer(torch.optim.Optimizer):
         self._keep()
         self.names = tuple(params)
         fresh = self.rule(self.theta, self.steps).init(params)
-        leaves = [self.kept.get(name, leaf) for name, leaf in tree.paths(fresh)]
+        leaves = [self.kept.get(name, leaf).to(leaf.device, leaf.dtype) for name, leaf in tree.paths(fresh)]
         return tree.unflatten([leaf.clone() for leaf in leaves], tree.flatten(fresh)[1])
 
     def _keep(self) -> None:
@@ -111,7 +112,13 @@ class Optimizer(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """As torch's, with the state of the rule under ``learned``."""
         self._keep()
-        return {**super().state_dict(), "learned": {name: leaf.clone() for name, leaf in self.kept.items()}}
+        own = {
+            "rule": self.rule.name,
+            "settings": self.rule.settings,
+            "skipped": self.skipped,
+            "state": {name: leaf.clone() for name, leaf in self.kept.items()},
+        }
+        return {**super().state_dict(), "learned": own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken.
@@ -119,11 +126,27 @@ class Optimizer(torch.optim.Optimizer):
         Raises:
             ValueError: for that of another optimiser.
         """
-        if "learned" not in state_dict:
+        own = state_dict.get("learned", {"rule": "another optimiser", "settings": {}})
+        if (own["rule"], own["settings"]) != (self.rule.name, self.rule.settings):
             raise ValueError(
-                "learned.Optimizer: the state dict must be one of a learned optimiser, got one of another. Start "
-                "without it."
+                f"learned.Optimizer: the state dict must be one of {self.rule.name} with {self.rule.settings}, got one "
+                f"of {own['rule']} with {own['settings']}. Start without it."
             )
         super().load_state_dict({name: value for name, value in state_dict.items() if name != "learned"})
-        self.kept = {name: leaf.clone() for name, leaf in state_dict["learned"].items()}
+        self.kept = {name: leaf.clone() for name, leaf in own["state"].items()}
         self.current, self.names = None, ()
+        self.passed_over = torch.tensor(own["skipped"])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Optimizer:
+        """A copy for the copies of its parameters."""
+        self._keep()
+        made = Optimizer(copy.deepcopy(self.param_groups, memo), self.rule, self.theta, steps=self.steps)
+        made.kept, made.passed_over = copy.deepcopy(self.kept), self.passed_over.clone()
+        return made
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Functions are no data."""
+        raise TypeError(
+            "learned.Optimizer: it cannot be pickled, got a request to. Save optimizer.state_dict(), and make the "
+            "optimiser again by fmeta.learned.load(...)."
+        )

@@ -81,6 +81,7 @@ def working(make: Callable[[Params], Transform], theta: Params) -> Transform:
 
     def update(grads: Tree, state: Tree, params: Tree) -> tuple[Tree, Tree]:
         rule, cast = at(params)
+        grads = tree.map(lambda p, g: g, params, grads)  # by name, whatever their order
         updates, state = rule.update(cast(grads), state, cast(params))
         return tree.map(lambda u, p: u.to(p.dtype), updates, params), state
 
@@ -88,10 +89,7 @@ def working(make: Callable[[Params], Transform], theta: Params) -> Transform:
 
 
 def guarded(transform: Transform) -> Transform:
-    """The same rule, which passes over a gradient that is not finite: no update, and the state stays.
-
-    ``grads`` may lack parameters' values in no other way: other names than the state has are refused.
-    """
+    """The same rule, which passes over a gradient that is not finite: no update, and the state stays."""
 
     def update(grads: Tree, state: Tree, params: Tree) -> tuple[Tree, Tree]:
         fine = tree.all_finite(grads)
@@ -120,8 +118,8 @@ def real(t: Tensor, params: Tree) -> Tensor:
 
 
 def mean_square(x: Tensor) -> Tensor:
-    """The mean of squares over all of a tensor, without dimensions."""
-    return (x * x).mean()
+    """The mean of squares over all of a tensor, without dimensions; 0 for an empty one."""
+    return (x * x).sum() / max(x.numel(), 1)
 
 
 def soft_unit(x: Tensor) -> Tensor:

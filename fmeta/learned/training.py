@@ -15,7 +15,7 @@ from fmeta.optim import as_inner
 from fmeta.types import System, Transform, Tree
 
 FLOOR = 1e-4
-"""Losses below count as this: the logarithm of a loss has no bottom."""
+"""Added to losses, of which the logarithm has no bottom; a loss below zero counts as zero."""
 CEILING = 1e4
 
 
@@ -46,6 +46,6 @@ def training(
         grads, loss = grad_and_value(lambda p: problem.loss(p, batch)[0])(params)
         updates, opt_state = inner(theta, task).update(grads, opt_state, params)
         loss = torch.where(torch.isfinite(loss), loss, CEILING).clamp(max=CEILING)
-        return (tree.add(params, updates), opt_state), torch.log(loss + FLOOR) if log else loss
+        return (tree.add(params, updates), opt_state), torch.log(loss.clamp(min=0) + FLOOR) if log else loss
 
     return System(start, step, steps, lambda task: task.length)

@@ -73,6 +73,11 @@ class Unrolled:
 
     def _advance(self, theta: Tree, state: Tree, task: Tree, t: Tensor, end: Tensor) -> tuple[Tree, Tensor]:
         after, loss = self.system.step(theta, state, task, t)
+        if loss.ndim or not loss.is_floating_point():
+            raise ValueError(
+                f"estimate: the loss of a step must be a floating-point scalar, got shape {list(loss.shape)} of "
+                f"{loss.dtype}. Return its mean."
+            )
         goes_on = t < end
         return tree.where(goes_on, after, state), torch.where(goes_on, loss, torch.zeros_like(loss))
 
@@ -80,8 +85,10 @@ class Unrolled:
         self, theta: Tree, state: Tree, task: Tree, t: Tensor, end: Tensor, ct_state: Tree, ct_loss: Tensor
     ) -> tuple[Tree, Tree]:
         """Cotangents of theta and of the state before a step, from those of what it returns."""
-        step = lambda theta, state: self._advance(theta, state, task, t, end)  # noqa: E731
-        return pullback(step, theta, state)((ct_state, ct_loss))
+        step = lambda theta, state: self.system.step(theta, state, task, t)  # noqa: E731
+        d_theta, d_state = pullback(step, theta, state)((ct_state, ct_loss))
+        goes_on = t < end  # after the end the step has no say, whatever its derivative is there
+        return tree.where(goes_on, d_theta, tree.zeros_like(d_theta)), tree.where(goes_on, d_state, ct_state)
 
     def _pull_start(self, theta: Tree, task: Tree, t: Tensor, ct_state: Tree) -> Tree:
         """The cotangent of theta through the start, of a task that is at its start."""

@@ -24,7 +24,8 @@ from fmeta.data.images import Source, decode_file, open_source, square
 from fmeta.train import folder
 from fmeta.train.adapting import CALL, Learner, said_accuracy, with_ways, write_predictions
 from fmeta.train.choices import STEPLESS
-from fmeta.train.config import FewShotTask
+from fmeta.train.config import FewShotTask, ImagesTask
+from fmeta.train.device import pick_device
 from fmeta.train.experiment import build
 from fmeta.train.exporting import parts_of
 from fmeta.train.options import located
@@ -54,6 +55,7 @@ def load_picture_classifier(
         )
     config = replace(config, task=located(task, None if root is None else Path(root)))
     size, grey = getattr(task, "size", 28), getattr(task, "grey", True)
+    device = pick_device(config.machine.device)
 
     @functools.cache
     def make(ways: int) -> tuple[Algorithm, Tree]:
@@ -64,10 +66,13 @@ def load_picture_classifier(
     @functools.cache
     def trunk() -> Tree:
         parts = parts_of(build(config))
-        return fmeta.functionalize(parts.trunk) if parts and parts.trunk is not None else None
+        return fmeta.functionalize(parts.trunk.to(device)) if parts and parts.trunk is not None else None
 
     def prepare(files: Sequence[str | Path]) -> Tensor:
-        pictures = torch.stack([read_picture(Path(file), size, grey) for file in files]).float() / 255
+        pictures = torch.stack([read_picture(Path(file), size, grey) for file in files])
+        if not isinstance(task, ImagesTask):
+            pictures = light_on_dark(pictures)
+        pictures = pictures.float().to(device) / 255
         frozen = trunk()
         return pictures if frozen is None else frozen[0](frozen[1], pictures)
 
@@ -75,9 +80,15 @@ def load_picture_classifier(
 
 
 def read_picture(file: Path, size: int, grey: bool) -> Tensor:
-    """One file as uint8 ``[C, size, size]``, as the run's own pictures were read."""
+    """One file as uint8 ``[C, size, size]``."""
     source = Source(file.parent, [file.name], [], lambda name: (file.parent / name).read_bytes(), {})
     return decode_file(source, [file.name], lambda image: square(image, size, grey), CALL, 0)
+
+
+def light_on_dark(pictures: Tensor) -> Tensor:
+    """Characters as glyphs and omniglot have them, ink 255 on 0: turned over where most of a picture is light."""
+    light = pictures.flatten(1).float().median(1).values > 127
+    return torch.where(light[:, None, None, None], 255 - pictures, pictures)
 
 
 def pictures_below(path: Path) -> list[tuple[Path, str]]:
