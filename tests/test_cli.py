@@ -267,7 +267,7 @@ def test_train_resume_list_and_eval_from_end_to_end(
     assert "got another --seed (was 3, now 4)" in capsys.readouterr().err
     assert cli.main(["list"]) == 0
     printed = capsys.readouterr().out
-    assert "omniglot   Handwritten characters that training never saw" in printed
+    assert "omniglot           Handwritten characters that training never saw" in printed
     assert re.search(r"runs/a b   sinusoid, maml: test loss \d+\.\d{3} after 10 steps of adaptation", printed)
     assert cli.main(["eval", "runs/a b", "--no-baselines", "--device", "cpu", "--compile", "off"]) == 0
     assert "on 5 unseen tasks" in capsys.readouterr().out
