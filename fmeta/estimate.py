@@ -91,11 +91,7 @@ def estimate(
         return course._replace(end=(part * course.end).long() + 1)
 
     def run(theta: Tree, carry: Any, tasks: Tree, seed: int | None = None) -> tuple[Tree, Any, Metrics]:
-        if seed is None and estimator.random:
-            raise ValueError(
-                f"estimate: {estimator.name} needs a seed, another one at every call, got none. The same "
-                "perturbations in every window would bias it."
-            )
+        check_seed(estimator, seed)
         check_floating("estimate", "theta", theta)
         tasks = copied(tasks)
         course = fresh(theta, tasks) if whole else carry
@@ -117,6 +113,15 @@ def estimate(
         return grads, after, metrics
 
     return Estimate(begin, run)
+
+
+def check_seed(estimator: Estimator, seed: int | None) -> None:
+    """Refuse perturbations that nobody chose."""
+    if seed is None and estimator.random:
+        raise ValueError(
+            f"estimate: {estimator.name} needs a seed, another one at every call, got none. The same "
+            "perturbations in every window would bias it."
+        )
 
 
 def renewed(course: Course, fresh: Course, ended: Tensor) -> Course:
