@@ -15,9 +15,9 @@ import torch
 
 from fmeta import learned
 from fmeta.train import folder
-from fmeta.train.evaluate import TEST_SEED
+from fmeta.train.evaluate import TEST_SEED, estimate
 from fmeta.train.learning import weights
-from fmeta.train.learning_report import interval, scored, tests_of
+from fmeta.train.learning_report import scored, tests_of
 from fmeta.train.learning_setup import build
 
 
@@ -45,11 +45,11 @@ def main() -> None:
         rows = record["tests"][test.label] = {}
         for name, one in found.items():
             numbers = {
-                "final": interval(one.final),
-                "mean": interval(one.mean),
+                "final": estimate(one.final),
+                "mean": estimate(one.mean),
                 "minus_first": {
-                    "final": interval(one.final - whole.final),
-                    "mean": interval(one.mean - whole.mean),
+                    "final": estimate(one.final - whole.final),
+                    "mean": estimate(one.mean - whole.mean),
                 },
                 "diverged": int(one.diverged.sum()),
             }

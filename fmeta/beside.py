@@ -1,4 +1,4 @@
-"""MAML with something learned beside the weights: what Meta-SGD, MAML++ and Meta-Curvature have in common."""
+"""MAML with something learned beside the weights: what Meta-SGD, MAML++, Meta-Curvature and learned updates share."""
 
 from __future__ import annotations
 
@@ -28,13 +28,53 @@ def learned_beside(
     batches: Any,
     weights: tuple[float, ...] | None = None,
     per_step: Pattern | None = None,
+    by_name: bool = True,
+    learns_start: bool = True,
 ) -> Algorithm:
     """An algorithm whose meta is ``{"params", name}``; ``make`` gives the second part for weights that adapt.
 
     Parameters that ``per_step`` names are tables ``[steps + 1, ...]`` in ``meta["per_step"]`` instead. They stand
     among the parameters with the entry of the moment, which ``inner`` sees to from the first update on.
+    ``by_name``: the second part has an entry for each parameter that moves, and for no other. Without
+    ``learns_start`` the parameters are constants.
     """
     objective = query_loss or loss_fn
+
+    def start_of(meta: Any) -> Params:
+        return meta["params"] if learns_start else tree.detach(meta["params"])
+
+    def begin(meta: Any, support: Batch) -> Params:
+        whole = start_of(meta)
+        if not by_name:
+            return whole if adapts is None else select(whole, adapts)
+        moving = {n: p for n, p in whole.items() if n in meta[name]}
+        return moving if per_step is None else moving | tree.select(meta["per_step"], 0)
+
+    def merge(meta: Any, params: Params) -> Params:
+        return params if adapts is None else {**start_of(meta), **params}
+
+    loop = InnerLoop(
+        start=begin,
+        loss=lambda params, meta, batch, k: reported(call, loss_fn(merge(meta, params), batch)),
+        inner=inner,
+        outer=lambda params, meta, task: reported(call, objective(merge(meta, params), task.query)),
+        steps=steps,
+        weights=weights,
+        adjoint=adjoint,
+        batches=batches,
+    )
+    return from_loop(first(call, name, make, steps, adapts, per_step), loop, predictor(objective, merge))
+
+
+def first(
+    call: str,
+    name: str,
+    make: Callable[[Params], Tree],
+    steps: int,
+    adapts: Pattern | None,
+    per_step: Pattern | None,
+) -> Callable[[Params | None], dict[str, Any]]:
+    """The ``init`` of such an algorithm: weights, the second part, and tables of what has values of its own a step."""
 
     def init(params: Params | None) -> dict[str, Any]:
         start = weights_as_meta(call)(params)
@@ -51,24 +91,7 @@ def learned_beside(
         tables = {n: start[n].expand(steps + 1, *start[n].shape).clone() for n in start if n in own}
         return {"params": rest, name: make(moving), "per_step": tables}
 
-    def begin(meta: Any, support: Batch) -> Params:
-        moving = {n: p for n, p in meta["params"].items() if n in meta[name]}
-        return moving if per_step is None else moving | tree.select(meta["per_step"], 0)
-
-    def merge(meta: Any, params: Params) -> Params:
-        return params if adapts is None else {**meta["params"], **params}
-
-    loop = InnerLoop(
-        start=begin,
-        loss=lambda params, meta, batch, k: reported(call, loss_fn(merge(meta, params), batch)),
-        inner=inner,
-        outer=lambda params, meta, task: reported(call, objective(merge(meta, params), task.query)),
-        steps=steps,
-        weights=weights,
-        adjoint=adjoint,
-        batches=batches,
-    )
-    return from_loop(init, loop, predictor(objective, merge))
+    return init
 
 
 def entry(tables: Tree, k: Tensor) -> Tree:

@@ -6,15 +6,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from fmeta import tree
-from fmeta.adapt import check_loop, from_loop, predictor, weights_as_meta
+from fmeta.adapt import check_loop
 from fmeta.adjoint import unroll
-from fmeta.losses import reported
+from fmeta.beside import learned_beside
 from fmeta.optim import as_inner, sgd
-from fmeta.select import Pattern, select
-from fmeta.types import Adjoint, Algorithm, InnerLoop, LossFn, Params, Transform
+from fmeta.select import Pattern
+from fmeta.types import Adjoint, Algorithm, LossFn, Params, Transform
 
 
 class Rule(Protocol):
@@ -68,29 +68,10 @@ def learned_update(
             f"learned_update: rule must be a learned optimiser, got {type(rule).__name__}. fmeta.learned has them; "
             "for sgd and its like use maml."
         )
-    objective = query_loss or loss_fn
-
-    def init(params: Params | None) -> dict[str, Any]:
-        start = weights_as_meta("learned_update")(params)
-        return {"params": start, "theta": tree.map(lambda x: x.to(tree.device(start)), rule.init(seed))}
-
-    def begin(meta: Any, support: Any) -> Params:
-        start = meta["params"] if learns_start else tree.detach(meta["params"])
-        return start if adapts is None else select(start, adapts)
-
-    def merge(meta: Any, params: Params) -> Params:
-        start = meta["params"] if learns_start else tree.detach(meta["params"])
-        return params if adapts is None else {**start, **params}
-
-    loop = InnerLoop(
-        start=begin,
-        loss=lambda params, meta, batch, k: reported("learned_update", loss_fn(merge(meta, params), batch)),
-        inner=lambda meta, k: as_inner(rule(meta["theta"], max(steps, 1))),
-        outer=lambda params, meta, task: reported(
-            "learned_update", objective(merge(meta, params), task.query)
-        ),
-        steps=steps,
-        adjoint=adjoint,
-        batches=batches,
-    )
-    return from_loop(init, loop, predictor(objective, merge))
+    return learned_beside(
+        "learned_update", loss_fn, "theta",
+        lambda params: tree.map(lambda x: x.to(tree.device(params)), rule.init(seed)),
+        lambda meta, k: as_inner(rule(meta["theta"], max(steps, 1))),
+        steps=steps, adjoint=adjoint, query_loss=query_loss, adapts=adapts, batches=batches,
+        by_name=False, learns_start=learns_start,
+    )  # fmt: skip

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from fmeta import tree
+from fmeta import tree, weights
 from fmeta.learned.lstm import lstm
 from fmeta.learned.meta_transformer import meta_transformer
 from fmeta.learned.mlp import mlp
@@ -64,9 +62,7 @@ def save(path: str | Path, rule: LearnedOptimizer, theta: Params) -> None:
         'meta_transformer'
     """
     rule(theta)  # refuses what does not fit
-    record = json.dumps({"name": rule.name, "settings": rule.settings})
-    tensors = {name: leaf.detach().cpu().contiguous() for name, leaf in theta.items()}
-    safetensors.torch.save_file(tensors, str(path), {"fmeta": record})
+    weights.save(path, theta, record={"name": rule.name, "settings": rule.settings})
 
 
 def load(path: str | Path) -> Loaded:

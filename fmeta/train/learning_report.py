@@ -15,7 +15,7 @@ from fmeta import learned
 from fmeta.learned.comparison import ORDINARY, RATES, SCALE, ordinary
 from fmeta.learned.problems import Problem
 from fmeta.train import folder
-from fmeta.train.evaluate import TEST_SEED, VALIDATION_SEED
+from fmeta.train.evaluate import TEST_SEED, VALIDATION_SEED, estimate
 from fmeta.train.learning_problems import make_problem
 from fmeta.train.learning_setup import Learning
 from fmeta.train.plots import PALETTE, STYLE
@@ -103,11 +103,6 @@ def measured(test: Test, experiment: Learning, theta: Params, count: int) -> dic
     return found
 
 
-def interval(values: Tensor) -> tuple[float, float]:
-    """Mean and half of its 95 % interval."""
-    return values.mean().item(), (1.96 * values.std() / math.sqrt(len(values))).item()
-
-
 def report(path: Path, experiment: Learning, theta: Params, command: str, count: int) -> int:
     """Measure, print the table, write results.json and the curves; returns the exit code."""
     record: dict[str, Any] = {}
@@ -137,8 +132,8 @@ def told(test: Test, found: dict[str, Scores]) -> dict[str, Any]:
         f"\n{test.label}, {test.steps} steps   (final loss; mean over all steps; difference to the learned one)"
     )
     for label, one in found.items():
-        final, mean = interval(one.final), interval(one.mean)
-        by = (interval(own.final - one.final), interval(own.mean - one.mean))
+        final, mean = estimate(one.final), estimate(one.mean)
+        by = (estimate(own.final - one.final), estimate(own.mean - one.mean))
         numbers[label] = {
             "final": final, "mean": mean, "diverged": int(one.diverged.sum()), "rates": one.rates,
             "learned_minus_this": {"final": by[0], "mean": by[1]},

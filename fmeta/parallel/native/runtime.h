@@ -69,22 +69,16 @@ FM_INLINE int64_t fm_floordiv(int64_t a, int64_t b) { int64_t q = b ? a / b : 0;
 FM_INLINE float fm_floordiv(float a, float b) { return c_floor(a / b); }
 FM_INLINE double fm_floordiv(double a, double b) { return c_floor(a / b); }
 // c ? a : b by masks, whatever the numbers are, NaN included
-FM_INLINE float fm_pick(int c, float a, float b) {
-    int32_t x, y, m = -(int32_t)(c != 0);
-    __builtin_memcpy(&x, &a, 4);
-    __builtin_memcpy(&y, &b, 4);
+template <class S, class I> FM_INLINE S fm_masked(I m, S a, S b) {
+    I x, y;
+    __builtin_memcpy(&x, &a, sizeof a);
+    __builtin_memcpy(&y, &b, sizeof b);
     x = (x & m) | (y & ~m);
-    __builtin_memcpy(&a, &x, 4);
+    __builtin_memcpy(&a, &x, sizeof a);
     return a;
 }
-FM_INLINE double fm_pick(int c, double a, double b) {
-    int64_t x, y, m = -(int64_t)(c != 0);
-    __builtin_memcpy(&x, &a, 8);
-    __builtin_memcpy(&y, &b, 8);
-    x = (x & m) | (y & ~m);
-    __builtin_memcpy(&a, &x, 8);
-    return a;
-}
+FM_INLINE float fm_pick(int c, float a, float b) { return fm_masked(-(int32_t)(c != 0), a, b); }
+FM_INLINE double fm_pick(int c, double a, double b) { return fm_masked(-(int64_t)(c != 0), a, b); }
 FM_INLINE double fm_exp(double x) { return c_exp(x); }
 FM_INLINE double fm_log(double x) { return c_log(x); }
 // log x = e ln 2 + log m, m in [sqrt 1/2, sqrt 2): Cephes' polynomial, which vectorises, within 2 units in the last place
