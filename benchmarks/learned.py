@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ import torch
 from torch import nn
 
 import fmeta
+from benchmarks.harness import added_mib, forget_peak, resident_mib
 from fmeta import learned, tree
 from fmeta.learned.problems import Training, images
 from fmeta.types import System
@@ -79,20 +79,27 @@ def throughput(tasks: int, steps: int, looped: int) -> dict[str, Any]:
     }
 
 
-def added_memory(steps: int) -> float:
-    """MiB that forward mode adds to this process, peak."""
+def added_memory(steps: int, method: Any) -> float:
+    """MiB that a hypergradient adds to this process, peak."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2_000, 100, generator=generator)
     task = fmeta.Batch(x, x[:, :1])
     params = {"w": torch.zeros(100, 50), "v": torch.randn(50, 1, generator=generator) / 7}
     inner_loss = lambda p, h, b: ((torch.tanh(b.x @ p["w"]) @ p["v"] - b.y) ** 2).mean() * h["scale"]  # noqa: E731
     call = lambda steps: fmeta.hypergrad(  # noqa: E731
-        inner_loss, inner_loss, lambda h: fmeta.sgd(h["lr"]), steps=steps, method="forward",
+        inner_loss, inner_loss, lambda h: fmeta.sgd(h["lr"]), steps=steps, method=method,
     )(params, {"lr": torch.tensor(0.01), "scale": torch.tensor(1.0)}, fmeta.Task(task, task))  # fmt: skip
     call(2)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    call(steps)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    if not forget_peak():
+        raise SystemExit("this system does not let a process reset its peak memory")
+    return added_mib(resident_mib(), lambda: call(steps))
+
+
+def memory_of(method: str) -> dict[int, float]:
+    """What hypergradients of 10, 100 and 1,000 steps add, each in a process of its own."""
+    words = [sys.executable, "-m", "benchmarks.learned", "--method", method, "--memory-of"]
+    run = lambda steps: subprocess.run([*words, str(steps)], capture_output=True, text=True, check=True)  # noqa: E731
+    return {steps: round(float(run(steps).stdout), 1) for steps in (10, 100, 1_000)}
 
 
 def update_of_a_million() -> dict[str, Any]:
@@ -117,12 +124,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--tasks", type=int, default=16)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument(
-        "--memory-of", type=int, help="print what forward mode over so many steps adds, and leave"
-    )
+    parser.add_argument("--memory-of", type=int, help="print what so many steps add, and leave")
+    parser.add_argument("--method", default="forward", choices=["forward", "unroll"], help="of --memory-of")
     options = parser.parse_args()
     if options.memory_of:
-        print(added_memory(options.memory_of))
+        print(added_memory(options.memory_of, options.method))
         return
     record: dict[str, Any] = {
         "threads": torch.get_num_threads(),
@@ -131,16 +137,9 @@ def main() -> None:
     fast, loop = record["throughput"]["fmeta"][0], record["throughput"]["loop"][0]
     print(f"meta-training: {fast:,.0f} inner steps/s, loop over tasks {loop:,.1f}: {fast / loop:.0f} times")
     print(f"  (gradients differ by {record['throughput']['difference']:.0e} of the largest number)")
-    record["forward_mode_MiB"] = {
-        steps: float(
-            subprocess.run(
-                [sys.executable, "-m", "benchmarks.learned", "--memory-of", str(steps)],
-                capture_output=True, text=True, check=True,
-            ).stdout
-        )
-        for steps in (10, 100, 1_000)
-    }  # fmt: skip
-    print("forward mode, MiB added:", record["forward_mode_MiB"])
+    record["added_MiB"] = {method: memory_of(method) for method in ("forward", "unroll")}
+    for method, found in record["added_MiB"].items():
+        print(f"hypergradient by {method}, MiB added by steps:", found)
     record["update_ms"] = update_of_a_million()
     for name, (median, least, most) in record["update_ms"].items():
         print(f"update of 980,000 parameters, {name}: {median:.1f} ms ({least:.1f} to {most:.1f})")
