@@ -135,6 +135,8 @@ def test_a_class_without_examples_is_never_predicted() -> None:
         (lambda: fmeta.matchingnet(torch.nn.Linear(1, 1)), TypeError, "matchingnet: apply must be a callable"),
         (lambda: fmeta.matchingnet(networks.mlp, scale=0.0), ValueError, "scale must be above 0, got 0.0"),
         (lambda: fmeta.r2d2(networks.mlp, ridge=-1.0), ValueError, "r2d2: ridge must be in"),
+        (lambda: fmeta.r2d2(networks.mlp, scale=0.0), ValueError, "r2d2: scale must be above 0"),
+        (lambda: fmeta.metaoptnet(networks.mlp, scale=-1.0), ValueError, "metaoptnet: scale must be"),
         (lambda: fmeta.lrd2(networks.mlp, iterations=0), ValueError, "lrd2: iterations must be a positive int"),
         (lambda: fmeta.metaoptnet(networks.mlp, C=0), ValueError, "metaoptnet: C must be above 0"),
         (lambda: fmeta.metaoptnet(networks.mlp, iterations=0), ValueError, "metaoptnet: iterations must be a pos"),

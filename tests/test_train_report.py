@@ -250,6 +250,35 @@ def test_eval_shows_the_steps_that_are_asked_for(
         assert result["headline"]["mean"] == result["scores"]["meta_learned"]["mean"][2]
 
 
+def test_a_run_is_tested_on_tasks_of_other_sizes(tmp_path: Path, pictures: None, capsys: Any) -> None:
+    path, tasks = tmp_path / "run", ["--tasks", "60", "--no-baselines"]
+    assert commands.train(tiny_few_shot(path, "protonet"), "test") == 0
+    first = json.loads((path / "results.json").read_text())
+    assert main(["eval", str(path), "--ways", "2", "--shots", "2", "--queries", "4", *tasks]) == 0
+    assert f"again: fmeta eval {path} --ways 2 --shots 2 --queries 4" in capsys.readouterr().out
+    assert json.loads((path / "results.json").read_text()) == first, "the run's own result stays"
+    found = json.loads((path / "2w2s" / "results.json").read_text())
+    built, meta = folder.load_run(path)
+    pool = random_pictures().test
+    sampler = fmeta.tasks.few_shot(pool, ways=2, shots=2, queries=4, tasks=family.HELD_BATCH)
+    measure = fmeta.meta_eval(built.algorithm, fmeta.Plan(), steps=[0])
+    scores = torch.cat([measure(meta, sampler(built.test.seed, i))["accuracy"] for i in range(2)])[:60]
+    assert found["headline"]["mean"] == pytest.approx(scores.mean().item(), abs=1e-6)
+    assert (path / "2w2s" / "episode.png").exists() and not (path / "2w2s" / "config.json").exists()
+    with pytest.raises(ValueError, match="train: --shots must be at least 1, got 0"):
+        commands.evaluate(path, "eval", shots=0)
+    folder.create(tiny_few_shot(tmp_path / "maml"), "test")
+    with pytest.raises(
+        ValueError, match=r"--ways may differ .* a run of maml, .* each of 3 classes.*--ways 4"
+    ):
+        commands.evaluate(tmp_path / "maml", "eval", ways=4)
+    folder.create(tiny_sinusoid(tmp_path / "waves"), "test")
+    with pytest.raises(
+        ValueError, match="eval: --ways, --test-queries: the recipe sinusoid has its own tasks"
+    ):
+        commands.evaluate(tmp_path / "waves", "eval", ways=4, queries=2)
+
+
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [

@@ -21,7 +21,12 @@ from fmeta.types import Algorithm, Batch, Params, Tree
 
 
 def metaoptnet(
-    apply: Callable[..., Tensor], *, C: float = 0.1, iterations: int = 30, ways: int | None = None
+    apply: Callable[..., Tensor],
+    *,
+    C: float = 0.1,
+    iterations: int = 30,
+    scale: float = 10.0,
+    ways: int | None = None,
 ) -> Algorithm:
     """A support vector machine as the base learner (MetaOptNet-SVM). Its meta is ``{"params", "scale"}``.
 
@@ -35,6 +40,7 @@ def metaoptnet(
         apply: the embedding, ``(params, x) -> [n, dim]``, as ``functionalize`` returns it.
         C: the price of a margin that is missed, above 0.
         iterations: of the solver, at least 1.
+        scale: of the scores at the start, above 0; it is learned.
         ways: see ``protonet``.
 
     References:
@@ -44,12 +50,13 @@ def metaoptnet(
     """
     check_apply("metaoptnet", apply)
     positive("metaoptnet", "C", C)
+    positive("metaoptnet", "scale", scale)
     if not isinstance(iterations, int) or isinstance(iterations, bool) or iterations < 1:
         raise ValueError(f"metaoptnet: iterations must be a positive int, got {iterations!r}. Use 30, say.")
 
     def init(params: Params | None) -> dict[str, Any]:
         weights = weights_as_meta("metaoptnet")(params)
-        return {"params": weights, "scale": tree.leaves(weights)[0].new_ones(())}
+        return {"params": weights, "scale": tree.leaves(weights)[0].new_full((), scale)}
 
     def fit(meta: Tree, support: Batch, member: Tensor) -> dict[str, Tensor]:
         X = outputs(apply, meta["params"], support.x)

@@ -21,7 +21,9 @@ from fmeta.rates import positive
 from fmeta.types import Algorithm, Batch, Params, Tree
 
 
-def r2d2(apply: Callable[..., Tensor], *, ridge: float = 1.0, ways: int | None = None) -> Algorithm:
+def r2d2(
+    apply: Callable[..., Tensor], *, ridge: float = 1.0, scale: float = 10.0, ways: int | None = None
+) -> Algorithm:
     """Ridge regression as the base learner: learns an embedding and the regression's own numbers.
 
     Its meta is ``{"params", "log_ridge", "scale", "bias"}``. The system solved has one row a support example,
@@ -33,6 +35,8 @@ def r2d2(apply: Callable[..., Tensor], *, ridge: float = 1.0, ways: int | None =
     Args:
         apply: the embedding, ``(params, x) -> [n, dim]``, as ``functionalize`` returns it.
         ridge: the penalty at the start, above 0; its logarithm is learned.
+        scale: of the scores at the start, above 0. Labels are 1 and 0, so that at 1 even perfect scores leave the
+            softmax nearly flat, and training is slow until the scale has grown.
         ways: see ``protonet``.
 
     References:
@@ -41,13 +45,14 @@ def r2d2(apply: Callable[..., Tensor], *, ridge: float = 1.0, ways: int | None =
     """
     check_apply("r2d2", apply)
     positive("r2d2", "ridge", ridge)
+    positive("r2d2", "scale", scale)
 
     def init(params: Params | None) -> dict[str, Any]:
         weights = weights_as_meta("r2d2")(params)
         like = tree.leaves(weights)[0]
         scalar = lambda x: torch.full((), x, dtype=like.dtype, device=like.device)  # noqa: E731
         return {
-            "params": weights, "log_ridge": scalar(math.log(ridge)), "scale": scalar(1.0), "bias": scalar(0.0),
+            "params": weights, "log_ridge": scalar(math.log(ridge)), "scale": scalar(scale), "bias": scalar(0.0),
         }  # fmt: skip
 
     def fit(meta: Tree, support: Batch, member: Tensor) -> dict[str, Tensor]:

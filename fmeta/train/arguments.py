@@ -26,6 +26,13 @@ class EvalCommand:
     """Test tasks; as many as the run's config says if not given."""
     steps: MaybeSteps = None
     """Numbers of gradient steps to show, such as 0,1,3,5,10; all up to 10 are measured anyway."""
+    ways: MaybeInt = None
+    """Classes of a test task, for algorithms whose head is made from the support set; as the config says if not
+    given, and so the next two. Results for other sizes have a folder of their own in the run's, such as 20w5s."""
+    shots: MaybeInt = None
+    """Support examples of a class."""
+    queries: MaybeInt = None
+    """Query examples of a class."""
     checkpoint: Literal["best", "last"] = "best"
     """Which checkpoint: the best on validation tasks, or the last."""
     baselines: bool = True

@@ -15,7 +15,7 @@ from fmeta.train import folder
 from fmeta.train.config import Config, Machine
 from fmeta.train.experiment import Experiment, build_together
 from fmeta.train.loop import Reason
-from fmeta.train.options import check, located
+from fmeta.train.options import check, located, with_tasks
 from fmeta.train.recipes import RECIPES
 from fmeta.train.report import report
 from fmeta.train.run import divergence, run
@@ -97,6 +97,9 @@ def evaluate(
     *,
     tasks: int | None = None,
     steps: str | None = None,
+    ways: int | None = None,
+    shots: int | None = None,
+    queries: int | None = None,
     checkpoint: str = "best",
     baselines: bool = True,
     baseline_steps: int | None = None,
@@ -112,6 +115,7 @@ def evaluate(
         command: the command line, to be written down.
         tasks: test tasks, at least 2.
         steps: the numbers of steps that the table shows, as in ``"0,1,5"``.
+        ways, shots, queries: sizes of the test tasks; others than the config's give a folder in the run's.
         checkpoint: ``"best"`` or ``"last"``.
         baselines: whether to compare with the models without meta-learning.
         baseline_steps: training steps of the one that is trained on all tasks together, at least 1.
@@ -119,6 +123,7 @@ def evaluate(
         device, compile, threads: see ``fmeta.train.config.Machine``.
     """
     shown = checked("eval", tasks, steps, baseline_steps)
+    with_tasks(folder.read_config(path), ways, shots, queries)
     if folder.read_config(path).recipe == "detection":
         from fmeta.train import detection  # torchvision takes seconds to import
 
@@ -139,11 +144,13 @@ def evaluate(
             test_tasks=tasks or config.report.test_tasks,
             baseline_steps=baseline_steps or config.report.baseline_steps,
         )
-        task = located(config.task, root)
-        config = replace(config, report=numbers, machine=machine, task=task)
+        own = replace(config, report=numbers, machine=machine, task=located(config.task, root))
+        config = with_tasks(own, ways, shots, queries)
+        check(config)
         use_threads(machine)
         experiment = build_together(config, together)
-        return report(path, experiment, checkpoint, command, shown)
+        out = path if config == own else path / f"{config.task.ways}w{config.task.shots}s"
+        return report(path, experiment, checkpoint, command, shown, out)
 
 
 def compare_runs(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fmeta.train.choices import STEPLESS
-from fmeta.train.config import Config
+from fmeta.train.config import Config, FewShotTask
 
 FREE_ON_RESUME = frozenset(
     {
@@ -91,6 +91,36 @@ def check(config: Config[Any]) -> None:
 def located(task: Any, place: Path | None) -> Any:
     """A task whose data lies at another place, if one is given."""
     return task if place is None else replace(task, **{"data" if hasattr(task, "data") else "root": place})
+
+
+def with_tasks(
+    config: Config[Any], ways: int | None = None, shots: int | None = None, queries: int | None = None
+) -> Config[Any]:
+    """A config whose validation and test tasks have other sizes; training tasks stay as they are.
+
+    Raises:
+        ValueError: for a recipe without classes to choose, or other ways of a model with one output a class.
+    """
+    asked = {"ways": ways, "shots": shots, "test_queries": queries}
+    asked = {name: size for name, size in asked.items() if size is not None}
+    task, algorithm = config.task, config.inner.algorithm
+    if not asked:
+        return config
+    if not hasattr(task, "train_ways"):
+        names = ", ".join(flag(name) for name in asked)
+        raise ValueError(f"eval: {names}: the recipe {config.recipe} has its own tasks. Leave it out.")
+    if ways is not None and ways != task.ways and algorithm not in STEPLESS:
+        raise ValueError(
+            f"eval: --ways may differ from training's for {', '.join(STEPLESS)}, got a run of {algorithm}, whose "
+            f"model has one output for each of {task.ways} classes. Train another with --ways {ways}."
+        )
+    trained = {
+        "train_ways": task.train_ways or (task.ways if isinstance(task, FewShotTask) else None),
+        "train_shots": task.train_shots or task.shots,
+        "queries": task.queries or task.shots,
+        "test_queries": task.test_queries or task.queries or shots or task.shots,
+    }
+    return replace(config, task=replace(task, **trained | asked))
 
 
 def to_json(config: Config[Any]) -> dict[str, Any]:

@@ -56,8 +56,8 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def draw(path: Path, experiment: Experiment, meta: Tree, compared: Compared) -> list[Path]:
-    """Draw all plots of a run into its folder; returns their paths."""
+def draw(path: Path, out: Path, experiment: Experiment, meta: Tree, compared: Compared) -> list[Path]:
+    """Draw all plots of a run into the folder ``out``; returns their paths."""
     with mpl.rc_context(STYLE):
         figures = {"learning_curve": learning_curve(path, experiment)}
         if any(adapts(look.curve) for look in looks(compared)):
@@ -69,8 +69,8 @@ def draw(path: Path, experiment: Experiment, meta: Tree, compared: Compared) -> 
         elif not isinstance(experiment.config.task, TextTask):
             figures["episode"] = episodes(experiment, meta)
         for name, figure in figures.items():
-            figure.savefig(path / f"{name}.png")
-    return [path / f"{name}.png" for name in figures]
+            figure.savefig(out / f"{name}.png")
+    return [out / f"{name}.png" for name in figures]
 
 
 def learning_curve(path: Path, experiment: Experiment) -> Figure:

@@ -42,7 +42,12 @@ class Measured(NamedTuple):
 
 
 def report(
-    path: Path, experiment: Experiment, name: str, command: str, steps: Sequence[int] | None = None
+    path: Path,
+    experiment: Experiment,
+    name: str,
+    command: str,
+    steps: Sequence[int] | None = None,
+    out: Path | None = None,
 ) -> int:
     """Test a checkpoint of a run, print the table, write results.json and the plots; returns 0.
 
@@ -52,7 +57,9 @@ def report(
         name: ``"best"`` or ``"last"``.
         command: the command line, to be written down.
         steps: the numbers of steps that the table shows; those of ``ROWS`` and the config's by default.
+        out: where the result is written; the run folder by default.
     """
+    out = out or path
     state, progress, _ = folder.load(path, name, experiment)
     shown = sorted({*ROWS, headline_steps(experiment)} if steps is None else steps)
     names = baselines.names(experiment) if experiment.config.report.baselines else []
@@ -68,10 +75,11 @@ def report(
     say("\n" + table(experiment.config.recipe, compared, shown, tuned, trained))
     found = results(path, experiment, progress, compared, others, name, command)
     once = experiment.processes.once
-    once(lambda: folder.write_json(path / "results.json", found))
-    made = once(lambda: plots.draw(path, experiment, state.meta, compared))
-    say(f"\nin {path}: results.json, {', '.join(plot.name for plot in made)}")
-    say(f"again: {shlex.join(['fmeta', 'eval', str(path)])}")
+    once(lambda: out.mkdir(exist_ok=True))
+    once(lambda: folder.write_json(out / "results.json", found))
+    made = once(lambda: plots.draw(path, out, experiment, state.meta, compared))
+    say(f"\nin {out}: results.json, {', '.join(plot.name for plot in made)}")
+    say(f"again: {command if out != path else shlex.join(['fmeta', 'eval', str(path)])}")
     return 0
 
 
