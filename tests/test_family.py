@@ -14,9 +14,10 @@ from tiny_runs import random_pictures, tiny_few_shot
 
 import fmeta
 from fmeta.train import commands, family
-from fmeta.train.config import Config, ImagesTask
+from fmeta.train.config import Config
 from fmeta.train.experiment import build
 from fmeta.train.folder import load_run
+from fmeta.train.picture_config import ImagesTask
 from fmeta.train.recipes import RECIPES
 
 

@@ -14,8 +14,9 @@ from tiny_runs import Seen, random_pictures, tiny_few_shot, tiny_sinusoid
 
 import fmeta
 from fmeta.train import baselines, experiment, family
-from fmeta.train.config import FewShotTask, Outer
+from fmeta.train.config import Outer
 from fmeta.train.evaluate import scores
+from fmeta.train.picture_config import FewShotTask
 from fmeta.types import Batch, Task
 
 

@@ -279,6 +279,41 @@ def test_a_run_is_tested_on_tasks_of_other_sizes(tmp_path: Path, pictures: None,
         commands.evaluate(tmp_path / "waves", "eval", ways=4, queries=2)
 
 
+def test_minibatches_of_reptile(tmp_path: Path, pictures: None) -> None:
+    config = tiny_few_shot(tmp_path / "run", "reptile")
+    inner = replace(config.inner, minibatches=True, inner_steps=2)
+    config = replace(config, inner=inner, task=replace(config.task, train_shots=4, ways=2))
+    built = experiment.build(config)
+    whole = fmeta.tasks.few_shot(
+        random_pictures().train, ways=2, shots=4, queries=2, tasks=2, augment="rotations"
+    )
+    mine, theirs = built.family.train(0, 3), whole(0, 3)
+    assert mine.support.x.shape == (2, 2, 4, 1, 16, 16) and mine.query.x.shape == theirs.query.x.shape
+    for part in range(2):  # every second shot, so that the two have all of them
+        assert_trees_equal(mine.support.x[:, part], theirs.support.x[:, part::2])
+        assert_trees_equal(mine.support.y[:, part], theirs.support.y[:, part::2])
+    assert commands.train(config, "test") == 0
+    with pytest.raises(ValueError, match=r"multiple of --inner-steps, got 3 and 2. Give --train-shots 4, say"):
+        experiment.build(replace(config, task=replace(config.task, train_shots=3)))
+    with pytest.raises(ValueError, match="--minibatches is for reptile, got maml"):
+        experiment.build(replace(config, inner=replace(inner, algorithm="maml")))
+
+
+def test_outer_sgd_of_reptile_goes_all_the_way(tmp_path: Path, pictures: None) -> None:
+    config = tiny_few_shot(tmp_path / "run", "reptile")
+    outer = Outer(tasks=2, outer_steps=1, outer_optimizer="sgd", outer_lr=1.0, schedule="constant")
+    config = replace(config, outer=outer, report=replace(config.report, baselines=False))
+    built = experiment.build(config)
+    tasks = built.family.train(config.outer.seed, 0)
+    module = built.family.model(3)
+    loss = built.family.loss(fmeta.functionalize(module)[0])
+    supports = [fmeta.tree.select(tasks, i).support for i in range(2)]
+    moved = [fmeta.adapt(loss, built.params, one, fmeta.sgd(0.1), steps=1).params for one in supports]
+    expected = fmeta.tree.map(lambda a, b: (a + b) / 2, *moved)
+    commands.train(config, "test")
+    assert_trees_close(folder.load_run(config.out, "last")[1], expected, 1e-6)
+
+
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [

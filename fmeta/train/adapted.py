@@ -16,9 +16,9 @@ from fmeta.adapt import run
 from fmeta.standalone import export_adaptation
 from fmeta.stopping import unwrapped
 from fmeta.train.choices import STEPLESS
-from fmeta.train.config import FewShotTask
 from fmeta.train.experiment import Experiment
 from fmeta.train.options import to_json
+from fmeta.train.picture_config import FewShotTask
 from fmeta.train.pretrained import Pieces, original
 from fmeta.train.terminal import say
 from fmeta.types import Batch, Params, Tree

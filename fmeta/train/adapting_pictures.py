@@ -24,11 +24,11 @@ from fmeta.data.images import Source, decode_file, open_source, square
 from fmeta.train import folder
 from fmeta.train.adapting import CALL, Learner, said_accuracy, with_ways, write_predictions
 from fmeta.train.choices import STEPLESS
-from fmeta.train.config import FewShotTask, ImagesTask
 from fmeta.train.device import pick_device
 from fmeta.train.experiment import build
 from fmeta.train.exporting import parts_of
 from fmeta.train.options import located
+from fmeta.train.picture_config import FewShotTask, ImagesTask
 from fmeta.train.terminal import say
 from fmeta.types import Algorithm, Tree
 

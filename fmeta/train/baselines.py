@@ -16,6 +16,7 @@ rates; for every number of steps the best scope and rate on the validation tasks
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -96,7 +97,9 @@ def pretrain(experiment: Experiment, steps: int, hooks: Hooks) -> Params:
     apply, params = pooled_model(experiment)
     # Without inner steps MAML is ordinary training on the query sets.
     joint = fmeta.maml(family.loss(apply), fmeta.sgd(0.0), steps=0)
-    outer = make_outer(config.outer, steps)
+    # The rate of sgd is one for reptile's steps, which are no gradients.
+    plain = replace(config.outer, outer_optimizer="adam", outer_lr=1e-3)
+    outer = make_outer(config.outer if config.outer.outer_optimizer == "adam" else plain, steps)
     settings = Settings(
         steps=steps,
         tasks=config.outer.tasks,

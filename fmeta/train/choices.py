@@ -21,6 +21,8 @@ class Given(NamedTuple):
     adapts: tuple[str, ...] | None
     phase: Phase | None = None
     """Where mamlpp's annealing stands."""
+    trains: bool = False
+    """Whether it is for training tasks."""
 
     def optimizer(self) -> Transform:
         """The inner optimiser."""
@@ -45,7 +47,12 @@ WEIGHTS: dict[str, Callable[[Given], Algorithm]] = {
     ),
     "anil": lambda g: fmeta.anil(g.loss, g.optimizer(), steps=g.inner.inner_steps),
     "boil": lambda g: fmeta.boil(g.loss, g.optimizer(), steps=g.inner.inner_steps, keeps=["head", *norms(g)]),
-    "reptile": lambda g: fmeta.reptile(g.loss, g.optimizer(), steps=g.inner.inner_steps),
+    "reptile": lambda g: fmeta.reptile(
+        g.loss,
+        g.optimizer(),
+        steps=g.inner.inner_steps,
+        batches="per_step" if g.trains and g.inner.minibatches else "whole",
+    ),
     "metasgd": lambda g: fmeta.metasgd(
         g.loss, steps=g.inner.inner_steps, lr=g.inner.inner_lr, adapts=g.adapts, adjoint=g.adjoint()
     ),

@@ -15,7 +15,7 @@ from fmeta.train.choices import EMBEDDINGS, Given, make_algorithm
 from fmeta.train.config import Config, Outer
 from fmeta.train.device import pick_device
 from fmeta.train.evaluate import TEST_SEED, VALIDATION_SEED, Held
-from fmeta.train.family import Family, make_family
+from fmeta.train.family import Family, make_family, minibatches
 from fmeta.train.options import check
 from fmeta.types import Algorithm, Params, Plan, Transform
 
@@ -65,18 +65,19 @@ def build(
         )
     device = pick_device(config.machine.device, processes)
     family = make(config, device)
+    if config.inner.minibatches:
+        family = family._replace(train=minibatches(family.train, config.inner.inner_steps))
     torch.manual_seed(config.outer.seed)
     module = family.model(None if config.inner.algorithm in EMBEDDINGS else family.outputs)
     apply, params = fmeta.functionalize(module.to(device))
     given = Given(apply, family.loss(apply), config.inner, family.outputs, family.adapts)
-    makes = lambda outputs, phase=None: make_algorithm(  # noqa: E731
-        given._replace(outputs=outputs, phase=phase), family.metric, "context" in params
-    )
+    makes = lambda **changes: make_algorithm(given._replace(**changes), family.metric, "context" in params)  # noqa: E731
+    trains = lambda phase: makes(outputs=family.train_outputs, phase=phase, trains=True)  # noqa: E731
     return Experiment(
         config=config,
         family=family,
-        algorithm=makes(family.outputs),
-        phases=tuple((p.start if p else 0, makes(family.train_outputs, p)) for p in annealed(config)),
+        algorithm=makes(),
+        phases=tuple((phase.start if phase else 0, trains(phase)) for phase in annealed(config)),
         outer=make_outer(config.outer),
         params=params,
         plan=replace(make_plan(config), chunk_size=family.chunk_size),
@@ -102,13 +103,14 @@ def build_together(config: Config[Any], processes: Processes) -> Experiment:
 
 
 def make_outer(outer: Outer, steps: int | None = None) -> Transform:
-    """Adam with the config's schedule, over ``steps`` where the config's own number is not meant."""
+    """The config's optimiser and schedule, over ``steps`` where the config's own number is not meant."""
     rate, steps = outer.outer_lr, steps or outer.outer_steps
+    make = fmeta.adam if outer.outer_optimizer == "adam" else fmeta.sgd
     if outer.schedule == "cosine":
-        return fmeta.adam(fmeta.schedules.cosine(rate, steps))
+        return make(fmeta.schedules.cosine(rate, steps))
     if outer.schedule == "cooldown":
-        return fmeta.adam(lambda count: rate * ((steps - count) / (0.1 * steps)).clamp(0, 1))
-    return fmeta.adam(rate)
+        return make(lambda count: rate * ((steps - count) / (0.1 * steps)).clamp(0, 1))
+    return make(rate)
 
 
 def make_plan(config: Config[Any]) -> Plan:

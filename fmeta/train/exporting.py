@@ -13,10 +13,11 @@ import fmeta
 from fmeta import tree, weights
 from fmeta.train import folder as folders
 from fmeta.train.adapted import Source, adapted, base, program
-from fmeta.train.config import Config, ImagesTask
+from fmeta.train.config import Config
 from fmeta.train.evaluate import estimate, per_task
 from fmeta.train.experiment import Experiment, build
 from fmeta.train.options import to_json
+from fmeta.train.picture_config import ImagesTask
 from fmeta.train.pretrained import Pieces, original, pieces
 from fmeta.train.terminal import format_metric, say
 from fmeta.types import Algorithm, Tree

@@ -15,7 +15,8 @@ import fmeta.tasks
 from fmeta.data.pool import Pool, Pools
 from fmeta.data.warp import quarter_turns
 from fmeta.tasks.seeding import generator
-from fmeta.train.config import Config, FewShotTask, ImagesTask, OmniglotTask, SinusoidTask
+from fmeta.train.config import Config, SinusoidTask
+from fmeta.train.picture_config import FewShotTask, ImagesTask, OmniglotTask
 from fmeta.train.pretrained import with_backbone
 from fmeta.train.text import text_parts
 from fmeta.train.text_config import TextTask
@@ -182,6 +183,17 @@ def load_pools(task: FewShotTask) -> Pools:
         split: Any = task.index or tuple(task.shares)
         return fmeta.data.image_folder(task.root, size=task.size, grey=task.grey, split=split)
     return fmeta.data.glyphs()
+
+
+def minibatches(sampler: Sampler, steps: int) -> Sampler:
+    """The same tasks with the support dealt to ``steps`` batches, one after another: ``[task, steps, shots, ...]``."""
+
+    def sample(seed: int, step: int) -> Task:
+        task = sampler(seed, step)
+        dealt = lambda leaf: leaf.unflatten(1, (-1, steps)).transpose(1, 2).contiguous()  # noqa: E731
+        return task._replace(support=fmeta.tree.map(dealt, task.support))
+
+    return sample
 
 
 def pooled_points(sampler: Sampler) -> Sampler:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fmeta.train.choices import STEPLESS
-from fmeta.train.config import Config, FewShotTask
+from fmeta.train.config import Config
+from fmeta.train.picture_config import FewShotTask
 
 FREE_ON_RESUME = frozenset(
     {
@@ -81,10 +82,24 @@ def check(config: Config[Any]) -> None:
             f"train: --train-ways may differ from --ways for {', '.join(STEPLESS)}, got "
             f"{config.inner.algorithm}, whose model has one output a class. Leave it out."
         )
+    if config.inner.minibatches:
+        check_minibatches(config)
     if config.outer.seed >= MAX_SEED:
         raise ValueError(
             f"train: --seed must be below {MAX_SEED:,}, got {config.outer.seed}. Larger seeds are kept for "
             "validation and test tasks."
+        )
+
+
+def check_minibatches(config: Config[Any]) -> None:
+    """Refuse them where there is nothing that they could be made from."""
+    shots = getattr(config.task, "train_shots", None) or config.task.shots
+    if config.inner.algorithm != "reptile":
+        raise ValueError(f"train: --minibatches is for reptile, got {config.inner.algorithm}. Leave it out.")
+    if config.inner.inner_steps < 1 or shots % config.inner.inner_steps:
+        raise ValueError(
+            f"train: --minibatches needs the shots of a training task to be a multiple of --inner-steps, got {shots} "
+            f"and {config.inner.inner_steps}. Give --train-shots {max(config.inner.inner_steps, 1) * 2}, say."
         )
 
 

@@ -16,7 +16,7 @@ import fmeta.tasks
 from fmeta.data.pool import Pools
 from fmeta.models.backbones import architecture, backbone, head_name, set_submodule
 from fmeta.select import matches
-from fmeta.train.config import ImagesTask
+from fmeta.train.picture_config import ImagesTask
 from fmeta.types import Params, Sampler
 
 MOST = 3

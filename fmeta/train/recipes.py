@@ -5,19 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fmeta.train.config import (
-    Config,
-    FewShotTask,
-    ImagesTask,
-    Inner,
-    Machine,
-    OmniglotTask,
-    Outer,
-    Report,
-    SinusoidTask,
-)
+from fmeta.train.config import Config, Inner, Machine, Outer, Report, SinusoidTask
 from fmeta.train.detection_config import DetectionTask
 from fmeta.train.learning_config import LearningConfig, LearningTask
+from fmeta.train.picture_config import FewShotTask, ImagesTask, OmniglotTask
 from fmeta.train.text_config import TextTask
 
 
