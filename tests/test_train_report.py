@@ -293,7 +293,9 @@ def test_minibatches_of_reptile(tmp_path: Path, pictures: None) -> None:
         assert_trees_equal(mine.support.x[:, part], theirs.support.x[:, part::2])
         assert_trees_equal(mine.support.y[:, part], theirs.support.y[:, part::2])
     assert commands.train(config, "test") == 0
-    with pytest.raises(ValueError, match=r"multiple of --inner-steps, got 3 and 2. Give --train-shots 4, say"):
+    with pytest.raises(
+        ValueError, match=r"multiple of --inner-steps, got 3 and 2. Give --train-shots 4, say"
+    ):
         experiment.build(replace(config, task=replace(config.task, train_shots=3)))
     with pytest.raises(ValueError, match="--minibatches is for reptile, got maml"):
         experiment.build(replace(config, inner=replace(inner, algorithm="maml")))

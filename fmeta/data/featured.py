@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
-import shutil
-import tempfile
+import math
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fmeta.data.boxes import BoxPool
-from fmeta.data.cache import cache_dir
+from fmeta.data.cache import cached
+from fmeta.data.features import tensor_digest
+from fmeta.data.mapped import Recipe, in_memory
 
-VERSION = 1  # raise it when what is stored changes
+VERSION = 2  # raise it when what is stored changes
 CHUNK = 8
 Compute = Callable[[Tensor], Mapping[str, Tensor]]
 """``(rows) -> feature maps`` of these pictures of a pool."""
@@ -51,53 +48,34 @@ def featured(
         keep: whether they go to the cache directory, mapped into memory, or stay in memory.
     """
     if not keep:
-        return Featured(pool, _in_memory(pool, compute))
-    folder = cache_dir() / f"features-{_digest(pool, weights)}"
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".features-"))
-        try:
-            names = _write(aside, pool, compute)
-            (aside / "names.json").write_text(json.dumps(names), encoding="utf-8")
-            with contextlib.suppress(OSError):  # another process was faster
-                aside.rename(folder)  # a reader sees all of it or nothing
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-    names = json.loads((folder / "names.json").read_text(encoding="utf-8"))
-    # Copy on write: torch wants memory that may be written to, and the files stay as they are.
-    mapped = [np.load(folder / f"{index}.npy", mmap_mode="c") for index in range(len(names))]
-    return Featured(pool, {name: torch.from_numpy(array) for name, array in zip(names, mapped, strict=True)})
+        found = in_memory(_recipe(pool, compute))
+    else:
+        named = [("images", pool.images), ("sizes", pool.sizes), *sorted(weights.items())]
+        key = [VERSION, *([name, tensor_digest(tensor)] for name, tensor in named)]
+        found = cached("detection", key, lambda: _recipe(pool, compute))
+    features, start = {}, 0
+    for name, shape in map(json.loads, found.names):
+        end = start + math.prod(shape)
+        features[name] = found.x[:, start:end].unflatten(1, shape)
+        start = end
+    return Featured(pool, features)
 
 
-def _chunks(pool: BoxPool, compute: Compute) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    for begin in range(0, len(pool.files), CHUNK):
-        rows = torch.arange(begin, min(begin + CHUNK, len(pool.files)))
-        found = compute(rows)
-        yield rows, {name: level.detach().to("cpu", torch.float16) for name, level in found.items()}
+def _recipe(pool: BoxPool, compute: Compute) -> Recipe:
+    """All maps of a picture in one row; the names say which maps they are and of what shape."""
+    count = len(pool.files)
 
+    def maps(begin: int) -> dict[str, Tensor]:
+        found = compute(torch.arange(begin, min(begin + CHUNK, count)))
+        return {name: level.detach().to("cpu", torch.float16) for name, level in found.items()}
 
-def _in_memory(pool: BoxPool, compute: Compute) -> dict[str, Tensor]:
-    parts = [part for _, part in _chunks(pool, compute)]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    first = maps(0)
+    rows = lambda levels: torch.cat([level.flatten(1) for level in levels.values()], 1)  # noqa: E731
 
+    def chunks() -> Iterator[Tensor]:
+        yield rows(first)
+        for begin in range(CHUNK, count, CHUNK):
+            yield rows(maps(begin))
 
-def _write(folder: Path, pool: BoxPool, compute: Compute) -> list[str]:
-    files: dict[str, np.memmap] = {}
-    for rows, part in _chunks(pool, compute):
-        for name, level in part.items():
-            if name not in files:
-                shape = (len(pool.files), *level.shape[1:])
-                path = folder / f"{len(files)}.npy"
-                files[name] = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
-            files[name][rows.numpy()] = level.numpy()
-    for file in files.values():
-        file.flush()
-    return list(files)
-
-
-def _digest(pool: BoxPool, weights: Mapping[str, Tensor]) -> str:
-    found = hashlib.sha256(str(VERSION).encode())
-    for name, tensor in [("images", pool.images), ("sizes", pool.sizes), *sorted(weights.items())]:
-        found.update(f"{name}{list(tensor.shape)}{tensor.dtype}".encode())
-        found.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
+    names = tuple(json.dumps([name, level.shape[1:]]) for name, level in first.items())
+    return Recipe((rows(first).shape[1],), torch.zeros(count), names, chunks, torch.float16)
