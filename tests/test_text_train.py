@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from text_cases import LONGEST, save_encoder, sentences, tiny_bert, write_csv
 
 import fmeta
@@ -18,7 +19,7 @@ from fmeta.train.adapting import load_classifier, no_tasks
 from fmeta.train.cli import main
 from fmeta.train.config import Config
 from fmeta.train.experiment import build
-from fmeta.train.folder import load_run
+from fmeta.train.folder import keep, load_run
 from fmeta.train.recipes import RECIPES
 
 
@@ -99,6 +100,31 @@ def test_training_teaches_the_encoder(tmp_path: Path, data: Path, folder: Path) 
     found = json.loads((tmp_path / "run" / "results.json").read_text())
     gain = found["meta_learned_minus"]["frozen_encoder"]
     assert gain["mean"][0] > gain["interval_95"][0] > 0
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_another_encoder_in_the_old_place_is_refused(tmp_path: Path, data: Path, kept: bool) -> None:
+    encoder = save_encoder(tmp_path / "encoder")
+    config = tiny(tmp_path / "run", data, encoder)
+    assert (
+        commands.train(replace(config, report=replace(config.report, baselines=False)), "fmeta train text")
+        == 0
+    )
+    path = config.out
+    if kept:
+        path = tmp_path / "kept"
+        keep(config.out, path)
+    load_run(path)
+    weights = encoder / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["embeddings.word_embeddings.weight"][0, 0] += 1  # of the frozen part
+    save_file(tensors, weights, {"format": "pt"})
+    texts = ["ba be", "bi bo", "bu ba"]
+    for load in (load_run, lambda path: load_classifier(path).fit(texts, ["a", "b", "c"])):
+        with pytest.raises(
+            ValueError, match=f"load: {path} started from other pre-trained weights than {encoder}"
+        ):
+            load(path)
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,14 @@ def tensor_digest(x: Tensor) -> str:
     return hashlib.sha256(said + hashlib.sha256(content).digest()).hexdigest()
 
 
+def weights_digest(module: nn.Module) -> str:
+    """A checksum of a module's parameters and buffers."""
+    whole = hashlib.sha256()
+    for name, x in sorted(module.state_dict().items()):
+        whole.update(f"{name} {tensor_digest(x)}".encode())
+    return whole.hexdigest()
+
+
 def digest_of(module: nn.Module) -> str:
     """A checksum of what a module computes: its code, options, parameters and buffers."""
     whole = hashlib.sha256(f"{torch.__version__} {module!r} {getattr(module, 'code', '')}".encode())

@@ -56,6 +56,8 @@ class Family(NamedTuple):
     """Tasks side by side, where all of them would take too much memory."""
     reference: Callable[[], tuple[Algorithm, Params]] | None = None
     """What the result is compared with, without steps: an algorithm and its meta."""
+    pretrained: Callable[[], str] | None = None
+    """A checksum of the weights that the model starts from, where a run does not keep all of them."""
 
 
 def make_family(config: Config[Any], device: torch.device) -> Family:
@@ -107,10 +109,10 @@ def spread_kinks(module: nn.Module) -> nn.Module:
 
 def few_shot_family(task: FewShotTask, tasks: int, device: torch.device) -> Family:
     """Classification of classes that training never saw."""
-    pictures, model = load_pools(task).to(device), None
+    pictures, model, pretrained = load_pools(task).to(device), None, None
     pools, behind = pictures, lambda sampler: sampler
     if isinstance(task, ImagesTask) and task.backbone:
-        pools, model, behind = with_backbone(task, pictures)
+        pools, model, behind, pretrained = with_backbone(task, pictures)
     ways, shots = task.train_ways or task.ways, task.train_shots or task.shots
     queries = task.queries or task.shots
     sizes: dict[str, Any] = {"ways": ways, "shots": shots, "queries": queries, "tasks": tasks}
@@ -138,6 +140,7 @@ def few_shot_family(task: FewShotTask, tasks: int, device: torch.device) -> Fami
         pooled=behind(pooled_pictures(pools.train, tasks * ways * (shots + queries), task.rotations)),
         pooled_outputs=len(pools.train.names) * (4 if task.rotations else 1),
         shown=fmeta.tasks.few_shot(pictures.test, **held) if model else None,
+        pretrained=pretrained,
     )
 
 

@@ -19,6 +19,7 @@ from fmeta.train.experiment import Experiment, build
 from fmeta.train.loop import Progress
 from fmeta.train.options import changed_maths, flag, from_json, options, to_json
 from fmeta.train.recipes import RECIPES
+from fmeta.train.text_config import TextTask
 from fmeta.types import MetaState, Tree
 
 
@@ -119,9 +120,16 @@ def save(folder: Path, name: str, state: MetaState, progress: Progress, experime
         "progress": progress._asdict(),
         "seed": experiment.config.outer.seed,
         "random_state": checkpoint.random_state(experiment.device),
+        **came_with(experiment),
     }
     path = folder / f"{name}.safetensors"
     experiment.processes.once(lambda: checkpoint.save(path, state, record))
+
+
+def came_with(experiment: Experiment) -> dict[str, str]:
+    """What a checkpoint notes of pre-trained weights that it does not hold, so that others are not taken for them."""
+    checksum = experiment.family.pretrained
+    return {} if checksum is None else {"pretrained": checksum()}
 
 
 def load(folder: Path, name: str, experiment: Experiment) -> tuple[MetaState, Progress, dict[str, Any]]:
@@ -142,6 +150,14 @@ def load(folder: Path, name: str, experiment: Experiment) -> tuple[MetaState, Pr
         state = template._replace(meta=meta)
     else:
         state, record = checkpoint.load(path, template)
+    checksum = experiment.family.pretrained
+    if checksum is not None and record.get("pretrained", checksum()) != checksum():
+        task = experiment.config.task
+        source = task.model if isinstance(task, TextTask) else task.weights or task.backbone
+        raise ValueError(
+            f"load: {folder} started from other pre-trained weights than {source} has now, and holds only what it "
+            "learned. Restore the old ones, or train again."
+        )
     saved = record["progress"]
     progress = Progress(**saved | {"first_bad": tuple(saved["first_bad"])})
     return state, progress, record
@@ -156,6 +172,7 @@ def keep(folder: Path, out: Path, name: str = "best") -> None:
     state, progress, _ = load(folder, name, experiment)
     out.mkdir(parents=True, exist_ok=True)
     record = {"progress": progress._asdict(), "seed": experiment.config.outer.seed, "meta_only": True}
+    record |= came_with(experiment)
     checkpoint.save(out / "best.safetensors", state.meta, record)
     for kept in ("config.json", "metrics.jsonl"):
         (out / kept).write_bytes((folder / kept).read_bytes())

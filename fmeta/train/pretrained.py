@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 import fmeta
 import fmeta.data
 import fmeta.tasks
+from fmeta.data.features import weights_digest
 from fmeta.data.pool import Pools
 from fmeta.models.backbones import architecture, backbone, head_name, set_submodule
 from fmeta.select import matches
@@ -61,6 +63,8 @@ class Prepared(NamedTuple):
     model: Callable[[int | None], nn.Module]
     behind: Callable[[Sampler], Sampler]
     """What training tasks go through before the model."""
+    pretrained: Callable[[], str]
+    """A checksum of the backbone as it came."""
 
 
 def with_backbone(task: ImagesTask, pools: Pools) -> Prepared:
@@ -76,13 +80,15 @@ def with_backbone(task: ImagesTask, pools: Pools) -> Prepared:
         body = pieces(task, drawn=True).body if drawn else copy.deepcopy(found.body)
         return Headed(body, found.width, outputs)
 
+    checksum = functools.cache(lambda: weights_digest(found.plain))
     if found.trunk is None:
-        return Prepared(pools, model, lambda sampler: sampler)
+        return Prepared(pools, model, lambda sampler: sampler, checksum)
     trunk = found.trunk.to(pools.train.x.device)
     if task.rotations or not task.labels:
         held = (fmeta.data.embedded(part, trunk) for part in (pools.val, pools.test))
-        return Prepared(Pools(pools.train, *held), model, lambda sampler: fmeta.tasks.through(sampler, trunk))
-    return Prepared(fmeta.data.embedded(pools, trunk), model, lambda sampler: sampler)
+        through = lambda sampler: fmeta.tasks.through(sampler, trunk)  # noqa: E731
+        return Prepared(Pools(pools.train, *held), model, through, checksum)
+    return Prepared(fmeta.data.embedded(pools, trunk), model, lambda sampler: sampler, checksum)
 
 
 def pieces(task: ImagesTask, drawn: bool = False) -> Pieces:

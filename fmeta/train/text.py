@@ -14,6 +14,7 @@ import fmeta.data
 import fmeta.models
 import fmeta.tasks
 from fmeta import tree
+from fmeta.data.features import weights_digest
 from fmeta.data.pool import Pool, Pools
 from fmeta.data.prepared import Prepare, bytes_of, prepared_pool
 from fmeta.data.tokens import Tokenizer
@@ -39,6 +40,8 @@ class Learner(NamedTuple):
     """The frozen part: ``x -> x``. None where all learns."""
     model: Callable[[int | None], nn.Module]
     """``(outputs) -> module``; None gives the embedding."""
+    pretrained: Callable[[], str]
+    """A checksum of the encoder as it came."""
 
 
 def make_learner(task: TextTask, device: torch.device) -> Learner:
@@ -55,16 +58,16 @@ def make_learner(task: TextTask, device: torch.device) -> Learner:
             f"train: the tokenizer of {task.model} has {len(tokenizer):,} tokens, but its model knows {rows:,}. They "
             "do not belong together; save both into one folder again."
         )
+    checksum = functools.cache(lambda: weights_digest(whole))
     if task.learns == "head":
-        return Learner(
-            tokenizer, frozen(whole), lambda outputs: fmeta.models.Projection(whole.dim, ways=outputs)
-        )
+        project = lambda outputs: fmeta.models.Projection(whole.dim, ways=outputs)  # noqa: E731
+        return Learner(tokenizer, frozen(whole), project, checksum)
     if task.learns == "all":
-        return Learner(tokenizer, None, lambda outputs: with_head(whole, outputs))
+        return Learner(tokenizer, None, lambda outputs: with_head(whole, outputs), checksum)
     lower, upper = fmeta.models.part(whole, task.layers)
     if task.learns == "last":
-        return Learner(tokenizer, lower, lambda outputs: with_head(upper, outputs))
-    return Learner(tokenizer, lower, lambda outputs: low_rank(upper, task.rank, outputs))
+        return Learner(tokenizer, lower, lambda outputs: with_head(upper, outputs), checksum)
+    return Learner(tokenizer, lower, lambda outputs: low_rank(upper, task.rank, outputs), checksum)
 
 
 def frozen(whole: Encoder) -> Prepare:
@@ -150,6 +153,7 @@ def model_parts(task: TextTask, learner: Learner, algorithm: str) -> dict[str, A
         "loss": fmeta.losses.cross_entropy,
         "metric": "accuracy",
         "adapts": adapting(task, algorithm),
+        "pretrained": learner.pretrained,
     }
 
 
