@@ -131,6 +131,8 @@ def test_another_encoder_in_the_old_place_is_refused(tmp_path: Path, data: Path,
     ("algorithm", "options", "learned"),
     [
         ("protonet", {"learns": "lora"}, "*.lora_*"),
+        ("protonet", {"learns": "adapters"}, "*.adapter.up.*"),
+        ("mamlpp", {"learns": "adapters"}, "*.layer.1.output.dense.adapter.up.*"),
         ("protonet", {"learns": "head"}, "map"),
         ("protomaml", {"learns": "lora"}, "*.lora_*"),
         ("mamlpp", {"learns": "lora"}, "head"),

