@@ -32,25 +32,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     shared = [
+        *("--outer-steps", options.outer_steps, "--tasks", options.tasks, "--seed", options.seed),
         *(
-            "--outer-steps",
-            options.outer_steps,
             "--inner-steps",
+            options.inner_steps,
+            "--test-steps",
             options.inner_steps,
             "--shots",
             options.shots,
         ),
-        *(
-            "--test-steps",
-            options.inner_steps,
-            "--tasks",
-            options.tasks,
-            "--seed",
-            options.seed,
-            "--channels",
-            32,
-        ),
-        *("--test-queries", 5, "--val-interval", 500, "--no-baselines", "--threads", 1),
+        *("--channels", 32, "--test-queries", 5, "--val-interval", 500, "--no-baselines", "--threads", 1),
     ]
     runs = []
     for name, own in APPROACHES.items():

@@ -14,34 +14,17 @@ from pathlib import Path
 
 from fmeta.train.cli import main as fmeta
 
-STEPLESS = ("protonet", "matchingnet", "r2d2", "lrd2", "metaoptnet")
+STEPLESS = "protonet matchingnet r2d2 lrd2 metaoptnet".split()
 ALGORITHMS = (
-    *(
-        "maml",
-        "fomaml",
-        "anil",
-        "boil",
-        "reptile",
-        "metasgd",
-        "mamlpp",
-        "sharpmaml",
-        "metacurvature",
-        "imaml",
-    ),
-    *("protomaml", "learned", *STEPLESS),
+    "maml fomaml anil boil reptile metasgd mamlpp sharpmaml metacurvature imaml protomaml learned".split()
+    + STEPLESS
 )
 OWN = {
-    "reptile": [
-        "--inner-optimizer",
-        "adam",
-        "--inner-lr",
-        "0.003",
-        "--inner-steps",
-        "5",
-        "--train-shots",
-        "5",
-    ],
-    "imaml": ["--inner-steps", "8", "--strength", "1.0"],
+    "reptile": (
+        "--inner-optimizer adam --inner-lr 0.003 --inner-steps 5 --train-shots 10 --minibatches "
+        "--outer-optimizer sgd --outer-lr 1.0 --test-steps 10"
+    ).split(),
+    "imaml": "--inner-steps 8 --strength 1.0".split(),
     "learned": ["--inner-lr", "0.01"],
     **{name: ["--train-ways", "15"] for name in STEPLESS},
 }
@@ -86,28 +69,12 @@ def main() -> None:
     for name in ALGORITHMS:
         run = options.out / f"{name}_{options.shots}"
         if not (run / "results.json").exists():
-            fmeta(
-                [
-                    "train",
-                    "images",
-                    "--algorithm",
-                    name,
-                    *map(str, shared),
-                    *OWN.get(name, []),
-                    "--out",
-                    str(run),
-                ]
-            )
+            own = OWN.get(name, [])
+            fmeta(["train", "images", "--algorithm", name, *map(str, shared), *own, "--out", str(run)])
         if (run / "results.json").exists():
             runs.append(str(run))
-    shown = [
-        "--steps",
-        "3",
-        "--tasks",
-        str(options.test_tasks),
-        "--out",
-        str(options.out / f"table_{options.shots}"),
-    ]
+    table = options.out / f"table_{options.shots}"
+    shown = ["--steps", "3,10", "--tasks", str(options.test_tasks), "--out", str(table)]
     raise SystemExit(
         fmeta(["compare", *runs, "--baselines", "--baseline-steps", str(options.baseline_steps), *shown])
     )
