@@ -287,6 +287,44 @@ def test_the_face_of_torch_equals_the_transform() -> None:
     assert_trees_close({n: p.detach() for n, p in module.named_parameters()}, params)
 
 
+@pytest.mark.compiles
+@pytest.mark.parametrize("knowledge", [True, False])
+def test_the_face_takes_large_tensors_by_blocks(knowledge: bool) -> None:
+    """Tensors of several blocks, of part of one and of none; a step without finite gradients changes nothing."""
+    rule = learned.meta_transformer(lr=0.01, width=8, knowledge=knowledge)
+    theta = {k: v + 0.2 * torch.randn_like(v) for k, v in rule.init(0).items()}
+    shapes = [(3, 700), (1024,), (5,), (), (0, 4)]
+    module = nn.ParameterList([torch.randn(shape) for shape in shapes])
+    optimizer = learned.Optimizer(module, rule, theta, steps=6)
+    params = {f"p{i}": p.detach().clone() for i, p in enumerate(module)}
+    transform = rule(theta, 6)
+    state = transform.init(params)
+    for k in range(4):
+        grads = {name: 10.0 ** (k - 2) * torch.randn_like(p) for name, p in params.items()}
+        if k == 2:
+            grads["p2"][3] = float("nan")
+        for p, g in zip(module, grads.values(), strict=True):
+            p.grad = g.clone()
+        optimizer.step()
+        updates, state = transform.update(grads, state, params)
+        assert all(updates["p0"].flatten() != 0) == (k != 2)
+        params = {name: p + updates[name] for name, p in params.items()}
+        assert_trees_close({f"p{i}": p.detach() for i, p in enumerate(module)}, params, 1e-6)
+    assert optimizer.blocks is not None and optimizer.skipped == 1
+    kept = optimizer.state_dict()["learned"]["state"]
+    assert_trees_close(kept, dict(fmeta.tree.paths(state)), 1e-5)
+    again = learned.Optimizer(module, rule, theta, steps=6)
+    again.load_state_dict(optimizer.state_dict())
+    before = [p.detach().clone() for p in module]
+    optimizer.step()
+    after = [p.detach().clone() for p in module]
+    with torch.no_grad():
+        for p, old in zip(module, before, strict=True):
+            p.copy_(old)
+    again.step()
+    assert_trees_equal([p.detach() for p in module], after)
+
+
 @pytest.mark.parametrize("name", ["schedule", "lstm"])
 def test_the_face_goes_on_from_a_state_dict(name: str) -> None:
     loaded = learned.Loaded(RULES[name], RULES[name].init(0))

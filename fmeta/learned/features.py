@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fmeta import rates, tree
-from fmeta.learned.rule import mean_square, real, squashed
+from fmeta.learned.rule import squashed
 from fmeta.types import Tree
 
 DECAYS = (0.9, 0.99, 0.999)
@@ -49,64 +50,64 @@ def start(params: Tree) -> Moments:
     return Moments(rates.start_count(params), mu, zeros, some.new_zeros(2), some.new_zeros(()))
 
 
-def correction(decay: float, t: Tensor) -> Tensor:
-    """``1 - decay^t``."""
-    return -torch.expm1(t * math.log(decay))
+def averaged(grad: Tensor, mu: Sequence[Tensor], nu: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The moments of one tensor with one more gradient."""
+    mu = tuple(b * m + (1 - b) * grad for b, m in zip(DECAYS, mu, strict=True))
+    return mu, SQUARES * nu + (1 - SQUARES) * grad * grad
 
 
-def corrected(grads: Tree, state: Moments, params: Tree, root: float) -> tuple[Moments, list[Seen]]:
-    """The moments with one more gradient, and each tensor with its own."""
-    t = state.t + 1
-    mu = tuple(
-        tree.map(lambda m, g, b=b: b * m + (1 - b) * g, old, grads)
-        for b, old in zip(DECAYS, state.mu, strict=True)
-    )
-    nu = tree.map(lambda v, g: SQUARES * v + (1 - SQUARES) * g * g, state.nu, grads)
-    now = real(t, params)
-    over = [correction(b, now) for b in DECAYS]
-    seen = []
-    parts = zip(tree.leaves(params), tree.leaves(grads), tree.leaves(nu), *map(tree.leaves, mu), strict=True)
-    for p, g, v, *ms in parts:
-        size = torch.sqrt(v / correction(SQUARES, now) + root) + EPS
-        momenta = tuple(m / c for m, c in zip(ms, over, strict=True))
-        seen.append(Seen(p, g, momenta, size, momenta[0] / size))
-    total = sum(one.grad.numel() for one in seen)
-    log_size = 0.5 * torch.log(tree.squared_norm(grads) / total + TINY)
+def corrections(t: Tensor) -> Tensor:
+    """``1 / (1 - decay^t)`` for each of ``DECAYS`` and for the squares, ``[4]``: factors, since divisions are slow."""
+    return 1 / torch.stack([-torch.expm1(t * math.log(decay)) for decay in (*DECAYS, SQUARES)])
+
+
+def seen(param: Tensor, grad: Tensor, mu: Sequence[Tensor], nu: Tensor, over: Tensor, root: float) -> Seen:
+    """One tensor in one update, with its moments after it and what ``corrections`` gives."""
+    *firsts, second = over.unbind()
+    size = torch.sqrt(nu * second + root) + EPS
+    momenta = tuple(m * c for m, c in zip(mu, firsts, strict=True))
+    return Seen(param, grad, momenta, size, momenta[0] / size)
+
+
+def sums(one: Seen) -> Tensor:
+    """What is known of a whole tensor, ``[10]``: sums of squares (gradient, momenta, root, weight, Adam), products."""
+    squares = [(x * x).sum() for x in (one.grad, *one.momenta, one.root, one.param, one.adam)]
+    pairs = [(one.grad, one.momenta[0]), *zip(one.momenta, one.momenta[1:], strict=False)]
+    return torch.stack([*squares, *((a * b).sum() for a, b in pairs)])
+
+
+def scales(mean: Tensor) -> Tensor:
+    """What ``of_parameters`` reads of a tensor's means, ``[4]``: single numbers, computed outside of its loops."""
+    inverse = torch.rsqrt(mean[[5, 1, 0]] + TINY)
+    return torch.cat([inverse, 1 / (mean[4:5] + TINY)])
+
+
+def progressed(state: Moments, squares: Tensor, numel: int) -> tuple[Tensor, Tensor]:
+    """``progress`` and ``first`` after gradients with this sum of squares over ``numel`` parameters."""
+    log_size = 0.5 * torch.log(squares / numel + TINY)
     first = torch.where(state.t == 0, log_size.detach(), state.first)
     keep = log_size.new_tensor([0.9, 0.99])
-    progress = torch.where(state.t == 0, 0.0, keep * state.progress + (1 - keep) * (log_size - first) / 4)
-    return Moments(t, mu, nu, progress, first), seen
+    return torch.where(state.t == 0, 0.0, keep * state.progress + (1 - keep) * (log_size - first) / 4), first
 
 
-def of_parameters(one: Seen) -> Tensor:
+def of_parameters(one: Seen, scale: Tensor) -> Tensor:
     """Numbers of each parameter, ``[FEATURES, numel]``: gradient and momenta by the root of the mean square, weight,
     momentum and gradient by their size in the tensor, and how large gradients are here within the tensor.
     """
-    by_root = [squashed(x / one.root) for x in (one.grad, *one.momenta)]
-    by_size = [
-        squashed(x * torch.rsqrt(mean_square(x) + TINY)) for x in (one.param, one.momenta[0], one.grad)
-    ]
-    level = 0.5 * torch.log((one.root * one.root + TINY) / (mean_square(one.root) + TINY))
+    param, quick, grad, root = scale.unbind()
+    inverse = 1 / one.root
+    by_root = [squashed(x * inverse) for x in (one.grad, *one.momenta)]
+    by_size = [squashed(x) for x in (one.param * param, one.momenta[0] * quick, one.grad * grad)]
+    level = 0.5 * torch.log((one.root * one.root + TINY) * root)
     return torch.stack([*by_root, *by_size, level / 4]).reshape(FEATURES, -1)
 
 
-def of_tensor(one: Seen) -> Tensor:
+def of_tensor(mean: Tensor, shape: torch.Size) -> Tensor:
     """Numbers of one tensor, ``[TOKEN]``: log-sizes, cosines between gradient and momenta, and its shape."""
-    squares = torch.stack([mean_square(x) for x in (one.grad, *one.momenta, one.root, one.param, one.adam)])
-    logs = 0.5 * torch.log(squares + TINY)
-    grad, quick, slow, slower, root, weight, step = logs.unbind()
+    grad, quick, slow, slower, root, weight, step = (0.5 * torch.log(mean[:7] + TINY)).unbind()
     relative = [grad - root, quick - root, slow - root, slower - root, step - weight, weight]
-    pairs = [(one.grad, one.momenta[0]), *zip(one.momenta, one.momenta[1:], strict=False)]
-    cosines = [
-        (a * b).sum() / max(a.numel(), 1) * torch.rsqrt(mean_square(a) * mean_square(b) + TINY**2)
-        for a, b in pairs
-    ]
-    shape = one.param.shape
+    cosines = mean[7:] * torch.rsqrt(mean[:3] * mean[1:4] + TINY**2)
     fan_out = shape[0] if shape else 1
-    sizes = (
-        one.param.ndim,
-        math.log(max(fan_out, 1)),
-        math.log(max(one.param.numel() // max(fan_out, 1), 1)),
-    )
+    sizes = (len(shape), math.log(max(fan_out, 1)), math.log(max(shape.numel() // max(fan_out, 1), 1)))
     shapes = [torch.full_like(grad, size / 4) for size in sizes]
-    return torch.stack([*(x / 4 for x in relative), *cosines, *shapes])
+    return torch.stack([*(x / 4 for x in relative), *cosines.unbind(), *shapes])

@@ -7,13 +7,28 @@ a log-magnitude ``m`` for each single parameter.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fmeta import tree
-from fmeta.learned.features import FEATURES, TOKEN, Moments, corrected, of_parameters, of_tensor, start
+from fmeta.learned.blocks import Blockwise
+from fmeta.learned.features import (
+    FEATURES,
+    TOKEN,
+    Moments,
+    averaged,
+    corrections,
+    of_parameters,
+    of_tensor,
+    progressed,
+    scales,
+    seen,
+    start,
+    sums,
+)
 from fmeta.learned.networks import Weights, by_columns, linear, transformer
 from fmeta.learned.rule import TIMESCALES, LearnedOptimizer, learned_optimizer, real, soft_unit, time_features
 from fmeta.rates import positive
@@ -23,11 +38,14 @@ LARGEST = 5.0
 """Bound of the log-step: a step is within a factor of 150 of ``lr``."""
 
 
-class Decision(NamedTuple):
-    """What the transformer says of one parameter tensor."""
+class Plans(NamedTuple):
+    """What the transformer says of all parameter tensors, and the state that it told the time from."""
 
-    log_step: Tensor  # []
-    film: Tensor  # [2, hidden]: scale and shift of the policy's first hidden layer
+    log_step: Tensor  # [tensors]
+    film: Tensor  # [tensors, 2, hidden]: scale and shift of the policy's first hidden layer
+    scale: Tensor  # [tensors, 4], see ``scales``
+    progress: Tensor
+    first: Tensor
 
 
 def meta_transformer(
@@ -93,7 +111,8 @@ def meta_transformer(
         )
 
     parts = Parts(lr, width, layers, heads, hidden, knowledge, policy)
-    return learned_optimizer("meta_transformer", settings, parts.draw, parts.make)
+    blocks = (lambda shapes, steps: Blockwise(parts, shapes, steps)) if policy else None
+    return learned_optimizer("meta_transformer", settings, parts.draw, parts.make, blocks)
 
 
 class Parts(NamedTuple):
@@ -123,38 +142,66 @@ class Parts(NamedTuple):
             weights.linear("policy.2", hidden, 2, scale=0.0)
         return weights.found
 
-    def knows(self, theta: Params, tokens: list[Tensor], whole: Tensor) -> list[Decision]:
-        """The transformer: one decision for each tensor's token."""
+    def knows(self, theta: Params, tokens: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
+        """The transformer, ``[tensors, TOKEN] -> [tensors], [tensors, 2, hidden]``: log-steps and films."""
+        count = len(tokens)
         if not self.knowledge:
-            return [Decision(whole.new_zeros(()), whole.new_zeros(2, self.hidden)) for _ in tokens]
-        stacked = linear(theta, "token", torch.stack(tokens))
-        both = torch.cat([stacked, linear(theta, "global", whole)[None]])
-        seen, _ = transformer(theta, "transformer", both, self.layers, self.heads).split([len(tokens), 1])
+            return whole.new_zeros(count), whole.new_zeros(count, 2, self.hidden)
+        both = torch.cat([linear(theta, "token", tokens), linear(theta, "global", whole)[None]])
+        seen = transformer(theta, "transformer", both, self.layers, self.heads)[:count]
         steps = LARGEST * torch.tanh(linear(theta, "step", seen)[:, 0] / LARGEST)
-        films = linear(theta, "film", seen) if self.policy else steps.new_zeros(len(tokens), 2 * self.hidden)
-        return list(map(Decision, steps.unbind(), films.reshape(-1, 2, self.hidden).unbind()))
+        films = linear(theta, "film", seen) if self.policy else steps.new_zeros(count, 2 * self.hidden)
+        return steps, films.reshape(count, 2, self.hidden)
+
+    def plans(
+        self,
+        theta: Params,
+        total: Sequence[Tensor],
+        state: Moments,
+        shapes: Sequence[torch.Size],
+        steps: Tensor | float | None,
+    ) -> Plans:
+        """From the ``sums`` of all tensors, and the state before, to what is done with each."""
+        mean = torch.stack([s / max(shape.numel(), 1) for s, shape in zip(total, shapes, strict=True)])
+        squares = torch.stack([s[0] for s in total]).sum()
+        progress, first = progressed(state, squares, sum(shape.numel() for shape in shapes))
+        tokens = torch.stack([of_tensor(m, shape) for m, shape in zip(mean.unbind(), shapes, strict=True)])
+        time = time_features((state.t + 1).to(mean.dtype), steps)
+        scale = torch.stack(list(map(scales, mean.unbind())))
+        return Plans(*self.knows(theta, tokens, torch.cat([time, progress])), scale, progress, first)
 
     @staticmethod
-    def decides(theta: Params, seen: Tensor, told: Decision) -> Tensor:
-        """The policy: a move for each parameter, ``[FEATURES, numel] -> [numel]``."""
-        scale, shift = told.film[..., None].unbind()
+    def decides(theta: Params, seen: Tensor, film: Tensor) -> Tensor:
+        """The policy: a move for each parameter before its size is bounded, ``[FEATURES, numel] -> [numel]``."""
+        scale, shift = film[..., None].unbind()
         first = torch.relu(by_columns(theta, "policy.0", seen) * (1 + scale) + shift)
         d, m = by_columns(theta, "policy.2", torch.relu(by_columns(theta, "policy.1", first))).unbind()
-        return soft_unit(d * torch.exp(torch.tanh(m)))
+        return d * torch.exp(torch.tanh(m))
 
     def make(self, theta: Params, steps: Tensor | float | None, root: float) -> Transform:
         """The optimiser with these weights."""
 
         def update(grads: Tree, state: Moments, params: Tree) -> tuple[Tree, Moments]:
-            state, now = corrected(grads, state, params, root)
-            tokens = [of_tensor(one) for one in now]
-            whole = torch.cat([time_features(real(state.t, params), steps), state.progress])
+            leaves = list(map(tree.leaves, (params, grads, *state.mu, state.nu)))
+            over = corrections(real(state.t + 1, params))
+            after = [averaged(g, ms, v) for _, g, *ms, v in zip(*leaves, strict=True)]
+            now = [
+                seen(p, g, mu, nu, over, root)
+                for p, g, (mu, nu) in zip(leaves[0], leaves[1], after, strict=True)
+            ]
+            plans = self.plans(theta, list(map(sums, now)), state, [p.shape for p in leaves[0]], steps)
             moves = []
-            for one, told in zip(now, self.knows(theta, tokens, whole), strict=True):
+            for one, log_step, film, scale in zip(now, *(part.unbind() for part in plans[:3]), strict=True):
                 move = one.adam
                 if self.policy:
-                    move = move + self.decides(theta, of_parameters(one), told).reshape(move.shape)
-                moves.append((-self.lr * torch.exp(told.log_step) * move).to(one.param.dtype))
-            return tree.unflatten(moves, tree.flatten(params)[1]), state
+                    move = move + soft_unit(self.decides(theta, of_parameters(one, scale), film)).reshape(
+                        move.shape
+                    )
+                moves.append((-self.lr * torch.exp(log_step) * move).to(one.param.dtype))
+            back = lambda found: tree.unflatten(list(found), tree.flatten(params)[1])  # noqa: E731
+            mu = tuple(map(back, zip(*(ms for ms, _ in after), strict=True)))
+            return back(moves), Moments(
+                state.t + 1, mu, back(v for _, v in after), plans.progress, plans.first
+            )
 
         return Transform(start, update)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from fmeta import tree
+from fmeta.learned.blocks import Blockwise
 from fmeta.learned.rule import LearnedOptimizer
-from fmeta.parallel import compiled
+from fmeta.parallel import compiled, compiles_itself
 from fmeta.types import Params
 
 
@@ -53,6 +54,7 @@ class Optimizer(torch.optim.Optimizer):
         self.kept: dict[str, Tensor] = {}
         self.names: tuple[str, ...] = ()
         self.current: Any = None
+        self.blocks: Blockwise | None = None
         self.kernel = compiled("learned optimizer", self._update)
 
     def _update(self, theta: Params, grads: Params, state: Any, params: Params, rates: Params) -> Any:
@@ -77,11 +79,11 @@ class Optimizer(torch.optim.Optimizer):
         if not owners:
             return loss
         params = {name: p.detach() for name, (p, _) in owners.items()}
-        grads = {name: p.grad for name, (p, _) in owners.items()}
+        grads: Any = {name: p.grad for name, (p, _) in owners.items()}
         state = self._state(params)
         rates = {name: p.new_tensor(lr) for name, (p, lr) in owners.items()}
         theta = {name: leaf.to(p.device) for name, leaf in self.theta.items()}
-        moved, self.current, fine = self.kernel(theta, grads, state, params, rates)
+        moved, self.current, fine = (self.blocks or self.kernel)(theta, grads, state, params, rates)
         for name, (p, _) in owners.items():
             p.copy_(moved[name])
         self.passed_over = (
@@ -102,12 +104,23 @@ class Optimizer(torch.optim.Optimizer):
         self.names = tuple(params)
         fresh = self.rule(self.theta, self.steps).init(params)
         leaves = [self.kept.get(name, leaf).to(leaf.device, leaf.dtype) for name, leaf in tree.paths(fresh)]
-        return tree.unflatten([leaf.clone() for leaf in leaves], tree.flatten(fresh)[1])
+        state = tree.unflatten([leaf.clone() for leaf in leaves], tree.flatten(fresh)[1])
+        self.blocks = self._blockwise(params)
+        return self.blocks.start(state) if self.blocks else state
+
+    def _blockwise(self, params: Params) -> Blockwise | None:
+        """The update by blocks, where the rule has one and the machine gains by it."""
+        plain = all(p.dtype == torch.float32 and compiles_itself(p.device) for p in params.values())
+        if self.rule.blocks is None or not plain:
+            return None
+        found = self.rule.blocks([p.shape for p in params.values()], self.steps)
+        return found if len(found.owner) >= torch.get_num_threads() else None
 
     def _keep(self) -> None:
         """Note the state by name."""
         if self.current is not None:
-            self.kept |= dict(tree.paths(self.current))
+            state = self.blocks.kept(self.current, self.names) if self.blocks else self.current
+            self.kept |= dict(tree.paths(state))
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's, with the state of the rule under ``learned``."""

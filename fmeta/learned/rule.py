@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +32,8 @@ class LearnedOptimizer(NamedTuple):
     make: Make
     shapes: dict[str, torch.Size]
     """Of the weights in theta."""
+    blocks: Callable[[Sequence[torch.Size], float | None], Any] | None = None
+    """``(shapes, steps) -> Blockwise``, the same update for large models, where there is one."""
 
     def __call__(self, theta: Params, steps: Tensor | float | None = None) -> Transform:
         """The optimiser with these weights."""
@@ -59,10 +61,10 @@ def difference(theta: Any, shapes: dict[str, torch.Size]) -> str:
 
 
 def learned_optimizer(
-    name: str, settings: dict[str, Any], init: Callable[[int], Params], make: Make
+    name: str, settings: dict[str, Any], init: Callable[[int], Params], make: Make, blocks: Any = None
 ) -> LearnedOptimizer:
     """The record, with the shapes of what ``init`` draws."""
-    return LearnedOptimizer(name, settings, init, make, {n: p.shape for n, p in init(0).items()})
+    return LearnedOptimizer(name, settings, init, make, {n: p.shape for n, p in init(0).items()}, blocks)
 
 
 def working(make: Callable[[Params], Transform], theta: Params) -> Transform:
@@ -129,4 +131,4 @@ def soft_unit(x: Tensor) -> Tensor:
 
 def squashed(x: Tensor) -> Tensor:
     """``x`` near zero, about ``3 sign(x)`` far from it."""
-    return x * torch.rsqrt(1 + x * x / 9)
+    return x * torch.rsqrt(1 + x * x * (1 / 9))

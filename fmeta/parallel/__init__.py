@@ -5,7 +5,8 @@ The only place where vmap, compilation and distribution appear. Nothing below it
 
 from fmeta.parallel.boundary import check_algorithm, check_plan
 from fmeta.parallel.explain import Explanation, explain_loop
-from fmeta.parallel.kernels import compiled
+from fmeta.parallel.kernels import compiled, compiled_map
+from fmeta.parallel.native.build import compiles_itself
 from fmeta.parallel.processes import ALONE, Elsewhere, Processes, Votes, launched, processes
 from fmeta.parallel.run import Runner
 from fmeta.parallel.unrolled import Unrolled
@@ -21,6 +22,8 @@ __all__ = [
     "check_algorithm",
     "check_plan",
     "compiled",
+    "compiled_map",
+    "compiles_itself",
     "explain_loop",
     "launched",
     "processes",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -40,6 +40,8 @@ class Built(NamedTuple):
     out_spec: Any
     cost: Cost
     maker: str
+    into: Callable[[list[Tensor], Sequence[Tensor | None]], list[Tensor]] | None = None
+    """``run`` with memory for the first results, where it can take it."""
 
 
 class Operation(NamedTuple):

@@ -11,11 +11,12 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import vmap
 
 from fmeta import tree
 from fmeta.functional import differentiable
@@ -46,8 +47,12 @@ class Kernel:
         self.compile_seconds = 0.0
         self.why = ""  # it runs uncompiled
 
-    def __call__(self, *args: Any) -> Any:
-        """Run on these trees; compiles first where their shapes are new."""
+    def __call__(self, *args: Any, into: Sequence[Tensor | None] = ()) -> Any:
+        """Run on these trees; compiles first where their shapes are new.
+
+        ``into``: memory that the first results may be written to (contiguous, of their shapes), None for new.
+        Large results in new memory cost more than they take to compute: the system hands it out page by page.
+        """
         flat, spec = tree.flatten(args)
         flat = [x.contiguous() for x in flat]  # a kernel is compiled for one layout
         key = (spec, *((x.shape, x.dtype, x.device) for x in flat))
@@ -59,7 +64,10 @@ class Kernel:
                 recorder.broken = True
             with differentiable():
                 return self.fn(*args)
-        out = recorder.kernel(built.run, flat) if recorder else built.run(flat)
+        if recorder:
+            out = recorder.kernel(built.run, flat)
+        else:
+            out = built.into(flat, into) if built.into and into else built.run(flat)
         return tree.unflatten(out, built.out_spec)
 
     def build(self, flat: list[Tensor], spec: Any, axes: list[int | None]) -> Built | None:
@@ -86,6 +94,12 @@ class Kernel:
 def compiled(name: str, fn: Callable[..., Any], plan: Plan = Plan()) -> Callable[..., Any]:
     """A function of trees of tensors, compiled once for every combination of shapes where that is possible."""
     return fn if plan.compile is False else Kernel(name, fn, plan)
+
+
+def compiled_map(name: str, fn: Callable[..., Any], axes: Axes, plan: Plan = Plan()) -> Callable[..., Any]:
+    """``vmap(fn, axes)``, compiled; on a CPU one kernel serves any number side by side."""
+    mapped = vmap(fn, axes)
+    return mapped if plan.compile is False else Kernel(name, mapped, plan, axes)
 
 
 def first_line(error: Exception) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import itertools
 import os
 import pathlib
 import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -72,7 +73,7 @@ def native(fn: Callable[..., Any], flat: list[Tensor], spec: Any, axes: list[int
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise Unsupported("an operation with arguments that are not known") from error
     run = caller(library(text), low, graph.constants)
-    return Built(run, graph.out_spec, cost_of(low, emitter.plan, tasks or 1), "fmeta")
+    return Built(run, graph.out_spec, cost_of(low, emitter.plan, tasks or 1), "fmeta", run)
 
 
 def cost_of(low: Lowering, plan: Plan, tasks: int) -> Cost:
@@ -181,14 +182,17 @@ def caller(kernel: Any, low: Lowering, constants: list[Tensor]) -> Any:
     pointers = ctypes.c_void_p * (len(low.graph.inputs) + len(results))
     rooms: dict[int, list[tuple[tuple[int, ...], torch.dtype]]] = {}
 
-    def run(inputs: list[Tensor]) -> list[Tensor]:
+    def run(inputs: list[Tensor], into: Sequence[Tensor | None] = ()) -> list[Tensor]:
         inputs = [*inputs, *[x.contiguous() for x in constants]]
         for i, axis in moved:
             inputs[i] = inputs[i].movedim(axis, 0).contiguous()
         tasks = inputs[index].shape[0] // size if size else 1  # tasks are outermost by now
         if tasks not in rooms:
             rooms[tasks] = [(shape_of(r, tasks), r.dtype) for r in results]
-        outs = [torch.empty(shape, dtype=dtype) for shape, dtype in rooms[tasks]]
+        outs = [
+            torch.empty(like[0], dtype=like[1]) if room is None else room
+            for room, like in itertools.zip_longest(into, rooms[tasks])
+        ]
         given = pointers(*[x.data_ptr() for x in inputs], *[x.data_ptr() for x in outs])
         bad = kernel(given, tasks, torch.get_num_threads())
         if bad >= 2:

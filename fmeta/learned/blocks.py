@@ -1,0 +1,151 @@
+"""The update of ``meta_transformer`` a block of parameters after the other, for a CPU.
+
+What a parameter is told of its tensor are sums, so an update takes three passes: moments and sums, the policy, the
+step. In each a block goes through all of it while its numbers stay in the first caches, where whole tensors would
+go to memory and back between any two operations. Blocks are the task axis of the kernels, which therefore serve
+models of any size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fmeta import tree
+from fmeta.learned.features import Moments, Seen, averaged, corrections, of_parameters, seen, sums
+from fmeta.learned.rule import real
+from fmeta.parallel import compiled, compiled_map
+from fmeta.types import Params
+
+BLOCK = 1024
+
+
+class Blockwise:
+    """Updates of parameters of given shapes, all float32."""
+
+    def __init__(self, rule: Any, shapes: Sequence[torch.Size], steps: float | None) -> None:
+        """Nothing is compiled before the first update."""
+        self.rule, self.shapes, self.steps = rule, list(shapes), steps
+        counts = torch.tensor([max(1, -(-shape.numel() // BLOCK)) for shape in shapes])
+        self.owner = torch.arange(len(shapes)).repeat_interleave(counts)
+        ends = counts.cumsum(0)
+        inside = torch.arange(len(self.owner)) - (ends - counts)[self.owner]
+        numel = torch.tensor([shape.numel() for shape in shapes])
+        self.filled = (numel[self.owner] - inside * BLOCK).clamp(max=BLOCK).float()  # of each block
+        self.place = torch.arange(BLOCK).float()
+        shape = len(self.owner), BLOCK
+        self.p, self.g, self.raw, self.moved = (torch.zeros(shape) for _ in range(4))
+        self.spare: list[Tensor] = [torch.zeros(shape) for _ in range(4)]
+        """Where the next state is written, and the one after it over the last."""
+        self.starts = ((ends - counts) * BLOCK).tolist()
+        self.numel = numel.float()
+        self.finite = compiled_map("gradients that are finite", self._finite, (0,))
+        self.first = compiled_map("moments", self._first, (0, 0, 0, 0, 0, None, None, None))
+        self.second = compiled_map("policy", self._second, (None, 0, 0, 0, 0, 0, 0, 0, None, None))
+        self.third = compiled_map("step", self._third, (0, 0, 0, 0, 0, 0, None, None))
+        self.plan = compiled("plan", self._plan)
+
+    def packed(self, tensors: Sequence[Tensor], blocks: Tensor | None = None) -> Tensor:
+        """All tensors one behind the other, ``[blocks, BLOCK]``, each filled up with zeros, in ``blocks`` if given."""
+        blocks = torch.zeros(len(self.owner), BLOCK) if blocks is None else blocks
+        torch._foreach_copy_(self.views(blocks), [x.reshape(-1) for x in tensors])
+        return blocks
+
+    def views(self, blocks: Tensor) -> list[Tensor]:
+        """The place of each tensor in blocks, flat."""
+        flat = blocks.view(-1)
+        return [flat[s : s + n.numel()] for s, n in zip(self.starts, self.shapes, strict=True)]
+
+    def start(self, state: Moments) -> Moments:
+        """A state of tensors as one of blocks."""
+        mu = tuple(self.packed(tree.leaves(m)) for m in state.mu)
+        return state._replace(mu=mu, nu=self.packed(tree.leaves(state.nu)))
+
+    def kept(self, state: Moments, names: Sequence[str]) -> Moments:
+        """A state of blocks as one of tensors."""
+
+        def named(blocks: Any) -> Params:
+            leaves = zip(names, self.views(blocks), self.shapes, strict=True)
+            return {name: view.view(shape).clone() for name, view, shape in leaves}
+
+        return state._replace(mu=tuple(map(named, state.mu)), nu=named(state.nu))
+
+    def __call__(
+        self, theta: Params, grads: Params, state: Moments, params: Params, rates: Params
+    ) -> tuple[Params, Moments, Tensor]:
+        """New parameters and state, and whether the gradients were finite; if not, both are as they were."""
+        p, g = self.packed(list(params.values()), self.p), self.packed(list(grads.values()), self.g)
+        fine = self.finite(g).all()
+        t = state.t + 1
+        over = corrections(real(t, params))
+        mu, nu, part = self.first(
+            p, g, state.mu, state.nu, self.filled, self.place, over, fine, into=self.spare
+        )
+        self.spare = [*state.mu, state.nu]
+        plans = self.plan(theta, self._totals(part), state._replace(mu=(), nu=()))
+        policy = {name: leaf for name, leaf in theta.items() if name.startswith("policy.")}
+        film, scale = plans.film[self.owner], plans.scale[self.owner]
+        about = self.filled, self.place, over
+        raw, square = self.second(policy, film, scale, p, g, mu, nu, *about, into=[self.raw])
+        unit = torch.rsqrt(1 + self._totals(square) / self.numel.clamp(min=1))
+        step = torch.stack(list(rates.values())) * -self.rule.lr * plans.log_step.exp()
+        moved = self.third(
+            p, mu[0], nu, raw, step[self.owner], unit[self.owner], over, fine, into=[self.moved]
+        )
+        after = Moments(
+            torch.where(fine, t, state.t),
+            mu,
+            nu,
+            torch.where(fine, plans.progress, state.progress),
+            torch.where(fine, plans.first, state.first),
+        )
+        found = zip(params.items(), self.views(moved), strict=True)
+        return {name: view.view(old.shape) for (name, old), view in found}, after, fine
+
+    def _totals(self, parts: Tensor) -> Tensor:
+        """Sums over the blocks of each tensor."""
+        return parts.new_zeros(len(self.shapes), *parts.shape[1:]).index_add(0, self.owner, parts)
+
+    @staticmethod
+    def _finite(g: Tensor) -> Tensor:
+        return g.isfinite().all()
+
+    @staticmethod
+    def _first(
+        p: Tensor, g: Tensor, mu: Any, nu: Tensor, filled: Tensor, place: Tensor, over: Tensor, fine: Tensor
+    ) -> Any:
+        g = torch.where(fine, g, 0.0)
+        mu_after, nu_after = averaged(g, mu, nu)
+        one = seen(p, g, mu_after, nu_after, over, 0.0)
+        one = one._replace(root=torch.where(place < filled, one.root, 0.0))
+        kept = tuple(torch.where(fine, new, old) for new, old in zip(mu_after, mu, strict=True))
+        return kept, torch.where(fine, nu_after, nu), sums(one)
+
+    def _plan(self, theta: Params, total: Tensor, state: Moments) -> Any:
+        return self.rule.plans(theta, total.unbind(), state, self.shapes, self.steps)
+
+    def _second(
+        self, policy: Params, film: Tensor, scale: Tensor, p: Tensor, g: Tensor, mu: Any, nu: Tensor,
+        filled: Tensor, place: Tensor, over: Tensor,
+    ) -> Any:  # fmt: skip
+        one: Seen = seen(p, g, mu, nu, over, 0.0)
+        raw = self.rule.decides(policy, of_parameters(one, scale), film)
+        raw = torch.where(place < filled, raw, 0.0)
+        return raw, (raw * raw).sum()
+
+    @staticmethod
+    def _third(
+        p: Tensor,
+        quick: Tensor,
+        nu: Tensor,
+        raw: Tensor,
+        step: Tensor,
+        unit: Tensor,
+        over: Tensor,
+        fine: Tensor,
+    ) -> Tensor:
+        one = seen(p, p, (quick,) * 3, nu, over, 0.0)
+        return torch.where(fine, p + step * (one.adam + unit * raw), p)
