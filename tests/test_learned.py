@@ -386,5 +386,42 @@ def test_the_face_with_groups_frozen_parameters_and_bad_gradients() -> None:
     assert optimizer.step(lambda: torch.tensor(3.0)) == 3.0
     optimizer.zero_grad()
     assert optimizer.step() is None
-    with pytest.raises(ValueError, match=r"^learned.Optimizer: lr must be at least 0, got -1"):
+    with pytest.raises(ValueError, match=r"^learned.Optimizer: lr must be in \[0, inf\), got -1"):
         loaded.optimizer(module.parameters(), lr=-1.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: learned.mlp(hidden=0), "mlp: hidden must be a positive int, got 0"),
+        (lambda: learned.mlp(lr=-1.0), "mlp: lr must be in"),
+        (lambda: learned.lstm(layers=1.5), "lstm: layers must be a positive int, got 1.5"),  # type: ignore[arg-type]
+        (lambda: learned.lstm(scale=0.0), "lstm: scale must be above 0"),
+        (lambda: learned.schedule(lr=0.0), "schedule: lr must be above 0"),
+        (lambda: learned.schedule(width=30), "schedule: width must be a multiple of heads, got 30 and 4"),
+        (lambda: learned.meta_transformer(heads=0), "meta_transformer: heads must be a positive int, got 0"),
+        (lambda: learned.text(width=15), "learned.text: width must be even, for two heads, got 15"),
+        (lambda: learned.text(batch=0), "learned.text: batch must be a positive int, got 0"),
+    ],
+)
+def test_odd_settings_are_refused(make: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{said}"):
+        make()
+
+
+def test_rates_of_the_face_are_checked_in_every_group() -> None:
+    loaded = learned.Loaded(RULES["schedule"], RULES["schedule"].init(0))
+    p, q = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+    with pytest.raises(ValueError, match=r"^learned.Optimizer: lr must be in \[0, inf\), got nan"):
+        loaded.optimizer([p], lr=float("nan"))
+    with pytest.raises(ValueError, match=r"^learned.Optimizer: lr must be in \[0, inf\), got -0.5"):
+        loaded.optimizer([{"params": [p]}, {"params": [q], "lr": -0.5}])
+
+
+def test_a_rule_of_ones_own_is_not_saved(tmp_path: Path) -> None:
+    rule = RULES["schedule"]._replace(name="mine")
+    with pytest.raises(
+        ValueError, match=r"^learned.save: rule must be one that load can make again \(.*got 'mine'"
+    ):
+        learned.save(tmp_path / "mine.safetensors", rule, rule.init(0))
+    assert not list(tmp_path.iterdir())

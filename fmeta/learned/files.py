@@ -53,6 +53,9 @@ def save(path: str | Path, rule: LearnedOptimizer, theta: Params) -> None:
         rule: what was trained.
         theta: its weights.
 
+    Raises:
+        ValueError: for weights of another architecture, or a rule of your own, which ``load`` could not make.
+
     Example:
         >>> import fmeta, tempfile, pathlib
         >>> file = pathlib.Path(tempfile.mkdtemp()) / "optimizer.safetensors"
@@ -61,6 +64,11 @@ def save(path: str | Path, rule: LearnedOptimizer, theta: Params) -> None:
         >>> fmeta.learned.load(file).rule.name
         'meta_transformer'
     """
+    if rule.name not in RULES:
+        raise ValueError(
+            f"learned.save: rule must be one that load can make again ({', '.join(RULES)}), got {rule.name!r}. Save "
+            "its weights with fmeta.weights.save."
+        )
     rule(theta)  # refuses what does not fit
     weights.save(path, theta, record={"name": rule.name, "settings": rule.settings})
 

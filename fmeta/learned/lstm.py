@@ -11,6 +11,7 @@ from torch import Tensor
 from fmeta import tree
 from fmeta.learned.networks import Weights, linear
 from fmeta.learned.rule import LearnedOptimizer, learned_optimizer
+from fmeta.rates import counts, positive
 from fmeta.types import Params, Transform, Tree
 
 P = 10.0
@@ -44,6 +45,10 @@ def lstm(*, hidden: int = 20, layers: int = 2, scale: float = 0.1, lr: float = 1
         1606.04474, section 2.1 and appendix A (p = 10). The cell is written out: torch's own has no rule
         for weights that differ by task.
     """
+
+    counts("lstm", hidden=hidden, layers=layers)
+    positive("lstm", "scale", scale)
+    positive("lstm", "lr", lr)
 
     def draw(seed: int) -> Params:
         weights = Weights(seed)

@@ -31,7 +31,7 @@ from fmeta.learned.features import (
 )
 from fmeta.learned.networks import Weights, by_columns, linear, transformer
 from fmeta.learned.rule import TIMESCALES, LearnedOptimizer, learned_optimizer, real, soft_unit, time_features
-from fmeta.rates import positive
+from fmeta.rates import counts, positive
 from fmeta.types import Params, Transform, Tree
 
 LARGEST = 5.0
@@ -104,6 +104,7 @@ def meta_transformer(
     settings = dict(lr=lr, width=width, layers=layers, heads=heads, hidden=hidden)
     settings |= dict(knowledge=knowledge, policy=policy)
     positive("meta_transformer", "lr", lr)
+    counts("meta_transformer", width=width, layers=layers, heads=heads, hidden=hidden)
     if width % heads or not (knowledge or policy):
         raise ValueError(
             f"meta_transformer: width must be a multiple of heads, and knowledge or policy true, got {settings}. "

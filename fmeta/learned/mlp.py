@@ -53,6 +53,9 @@ def mlp(*, hidden: int = 32, layers: int = 2, lr: float = 1e-3) -> LearnedOptimi
         mean square in the tensor; time by eleven hyperbolic tangents. The part of training that is over is ours.
     """
 
+    rates.counts("mlp", hidden=hidden, layers=layers)
+    rates.positive("mlp", "lr", lr)
+
     def draw(seed: int) -> Params:
         weights = Weights(seed)
         sizes = [INPUTS, *[hidden] * layers, 2]

@@ -13,6 +13,7 @@ from fmeta import tree
 from fmeta.learned.blocks import Blockwise
 from fmeta.learned.rule import LearnedOptimizer
 from fmeta.parallel import compiled, compiles_itself
+from fmeta.rates import number
 from fmeta.types import Params
 
 
@@ -32,7 +33,7 @@ class Optimizer(torch.optim.Optimizer):
         lr: factor of the steps, at least 0.
 
     Raises:
-        ValueError: for a negative ``lr``, or weights of another architecture.
+        ValueError: for an ``lr`` below 0 or not finite, or weights of another architecture.
     """
 
     def __init__(
@@ -45,9 +46,9 @@ class Optimizer(torch.optim.Optimizer):
         lr: float = 1.0,
     ) -> None:
         """Nothing is allocated before the first step."""
-        if lr < 0:
-            raise ValueError(f"learned.Optimizer: lr must be at least 0, got {lr}. It multiplies the steps.")
         super().__init__(params, {"lr": lr})
+        for group in self.param_groups:
+            number("learned.Optimizer", "lr", group["lr"])
         self.passed_over = torch.zeros((), dtype=torch.int64)
         self.rule, self.theta, self.steps = rule, tree.detach(theta), steps
         rule(self.theta, steps)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fmeta.functional import functionalize
 from fmeta.learned.problems import Problem, Training, draw_lengths, draw_params, spread
 from fmeta.losses import cross_entropy
+from fmeta.rates import counts
 from fmeta.tasks.seeding import generator
 from fmeta.types import Batch
 
@@ -63,7 +64,13 @@ def text(*, width: int = 16, context: int = 12, examples: int = 512, batch: int 
         context: symbols that it sees.
         examples: windows of text of a task.
         batch: examples a step.
+
+    Raises:
+        ValueError: for sizes below 1, or a width that its two heads do not share.
     """
+    counts("learned.text", width=width, context=context, examples=examples, batch=batch)
+    if width % 2:
+        raise ValueError(f"learned.text: width must be even, for two heads, got {width}. Pass 16, say.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         apply, params = functionalize(Bytes(width, context))

@@ -93,9 +93,11 @@ def light_on_dark(pictures: Tensor) -> Tensor:
 
 def pictures_below(path: Path) -> list[tuple[Path, str]]:
     """The pictures of a folder, each with the folder inside it that it lies in (empty for none)."""
+    if path.is_file():
+        raise ValueError(f"{CALL}: {path} must be a folder of pictures, got a file. Unpack it first.")
     with open_source(path, CALL) as source:
         files = list(source.files)
-    if not path.is_dir() or not files:
+    if not files:
         raise ValueError(f"{CALL}: {path} must be a folder of pictures, got none in it. Check the path.")
     return [(path / name, str(Path(name).parent) if Path(name).parent != Path() else "") for name in files]
 
