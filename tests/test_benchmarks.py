@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 
 from benchmarks import __main__ as command
-from benchmarks import harness, one, report
+from benchmarks import approaches, caltech_table, harness, one, report
 from benchmarks.cells import CELLS, TINY, Cell, chosen, named
 from benchmarks.contenders import CONTENDERS, PEERS, difference
 from benchmarks.flops import meta_gradient_flops
@@ -24,6 +25,8 @@ from benchmarks.peers.base import Absent, Setting
 from benchmarks.problems import Problem, build
 from benchmarks.results import Results, read
 from benchmarks.suites import scaling, speed
+from fmeta.train import cli, options
+from fmeta.train.choices import EMBEDDINGS, WEIGHTS
 from fmeta.types import Batch, Task
 
 SMALL = {
@@ -246,3 +249,73 @@ def test_jax_is_absent_without_an_environment(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("FMETA_BENCH_JAX", str(Path("/no/such/python")))
     with pytest.raises(Absent, match="no/such/python"):
         CONTENDERS["jax"].start(build(SMALL["mlp"]), Setting())
+
+
+class Called:
+    """A stand-in for the command line: what it is told to train, as the configs that the real one makes of it."""
+
+    def __init__(self) -> None:
+        self.trained: list[Any] = []
+        self.compared: list[str] = []
+
+    def __call__(self, words: list[str]) -> int:
+        if words[0] == "compare":
+            self.compared = words
+            return 0
+        config = cli.parse(cli.resume_spelled_out(words)).config
+        options.check(config)
+        config.out.mkdir(parents=True)
+        (config.out / "results.json").write_text("{}")
+        self.trained.append(config)
+        return 0
+
+
+def test_four_approaches_differ_in_what_they_learn_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = Called()
+    monkeypatch.setattr(approaches, "fmeta", called)
+    monkeypatch.setattr(sys, "argv", ["approaches", "--out", str(tmp_path), "--inner-steps", "4"])
+    for _ in range(2):  # the second time nothing is trained again
+        with pytest.raises(SystemExit) as ended:
+            approaches.main()
+        assert ended.value.code == 0
+    assert [(c.inner.algorithm, c.task.labels) for c in called.trained] == [
+        ("maml", True),
+        ("maml", False),
+        ("learned", True),
+    ]
+    for config in called.trained:
+        assert (config.inner.inner_steps, config.inner.test_steps, config.outer.outer_steps) == (4, 4, 2_000)
+        assert (config.task.shots, config.task.test_queries, config.task.channels) == (1, 5, 32)
+    assert called.compared[1:5] == [*(str(tmp_path / name) for name in approaches.APPROACHES), "--baselines"]
+    assert "1,4" in called.compared
+
+
+def test_the_caltech_table_has_every_algorithm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "index.csv").write_text(
+        "file,label,split\n" + "".join(f"{i}.png,c{i},{'train' if i < 10 else 'test'}\n" for i in range(14))
+    )
+    called = Called()
+    monkeypatch.setattr(caltech_table, "fmeta", called)
+    words = [
+        "caltech_table",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "out"),
+        "--shots",
+        "5",
+        "--minutes",
+        "0.5",
+    ]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as ended:
+        caltech_table.main()
+    assert ended.value.code == 0
+    made = [config.inner.algorithm for config in called.trained]
+    assert set(made) == set(WEIGHTS | EMBEDDINGS) - {"cavia"}, "cavia's model is the sinusoid recipe's"
+    assert {(c.stop.minutes, c.task.shots, c.task.network) for c in called.trained} == {(0.5, 5, "conv4")}
+    split = {row["label"]: row["split"] for row in csv.DictReader((tmp_path / "out" / "index.csv").open())}
+    assert [label for label, part in split.items() if part == "val"] == ["c0", "c5"]
+    assert sum(part == "test" for part in split.values()) == 4
+    assert called.compared[1:18] == [str(tmp_path / "out" / f"{name}_5") for name in made]
