@@ -7,6 +7,7 @@ from fmeta.parallel.boundary import check_algorithm, check_plan
 from fmeta.parallel.explain import Explanation, explain_loop
 from fmeta.parallel.kernels import compiled, compiled_map
 from fmeta.parallel.native.build import compiles_itself
+from fmeta.parallel.pages import keep_freed_memory
 from fmeta.parallel.processes import ALONE, Elsewhere, Processes, Votes, launched, processes
 from fmeta.parallel.run import Runner
 from fmeta.parallel.unrolled import Unrolled
@@ -25,6 +26,7 @@ __all__ = [
     "compiled_map",
     "compiles_itself",
     "explain_loop",
+    "keep_freed_memory",
     "launched",
     "processes",
 ]

@@ -75,8 +75,10 @@ def run(arguments: list[str]) -> int:
             return 2
         command = parse(arguments)
     # Imported late, so that help and errors of the command line come without delay.
+    from fmeta.parallel import keep_freed_memory
     from fmeta.train import commands
 
+    keep_freed_memory()
     line = shlex.join(["fmeta", *arguments])
     if isinstance(command, ListCommand):
         return 0 if launched().rank else commands.show_list(Path("runs"))
