@@ -207,6 +207,18 @@ def test_a_run_is_loaded_as_the_librarys_objects(folder: Path) -> None:
     )
 
 
+def test_another_backbone_in_the_old_place_is_refused(data: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "resnet20.safetensors"
+    fmeta.weights.save(weights, fmeta.models.backbone("resnet20").state_dict())
+    config = images(data, tmp_path / "run", weights=str(weights))
+    assert commands.train(config, "fmeta train images") == 0
+    fmeta.load(tmp_path / "run")
+    torch.manual_seed(1)
+    fmeta.weights.save(weights, fmeta.models.backbone("resnet20").state_dict())
+    with pytest.raises(ValueError, match=f"started from other pre-trained weights than {weights} has now"):
+        fmeta.load(tmp_path / "run")
+
+
 def test_reloading_and_resuming_give_the_same_predictions_to_the_bit(
     data: Path, folder: Path, tmp_path: Path
 ) -> None:
