@@ -42,10 +42,9 @@ class Blockwise:
         """Where the next state is written, and the one after it over the last."""
         self.starts = ((ends - counts) * BLOCK).tolist()
         self.numel = numel.float()
-        self.finite = compiled_map("gradients that are finite", self._finite, (0,))
-        self.first = compiled_map("moments", self._first, (0, 0, 0, 0, 0, None, None, None))
+        self.first = compiled_map("moments", self._first, (0, 0, 0, 0, 0, None, None))
         self.second = compiled_map("policy", self._second, (None, 0, 0, 0, 0, 0, 0, 0, None, None))
-        self.third = compiled_map("step", self._third, (0, 0, 0, 0, 0, 0, None, None))
+        self.third = compiled_map("step", self._third, (0, 0, 0, 0, 0, 0, None))
         self.plan = compiled("plan", self._plan)
 
     def packed(self, tensors: Sequence[Tensor], blocks: Tensor | None = None) -> Tensor:
@@ -78,30 +77,21 @@ class Blockwise:
     ) -> tuple[Params, Moments, Tensor]:
         """New parameters and state, and whether the gradients were finite; if not, both are as they were."""
         p, g = self.packed(list(params.values()), self.p), self.packed(list(grads.values()), self.g)
-        fine = self.finite(g).all()
-        t = state.t + 1
-        over = corrections(real(t, params))
-        mu, nu, part = self.first(
-            p, g, state.mu, state.nu, self.filled, self.place, over, fine, into=self.spare
-        )
+        over = corrections(real(state.t + 1, params))
+        about = self.filled, self.place, over
+        mu, nu, part, finite = self.first(p, g, state.mu, state.nu, *about, into=self.spare)
+        fine = finite.all()
+        if not fine:  # known at once on a CPU
+            return params, state, fine
         self.spare = [*state.mu, state.nu]
         plans = self.plan(theta, self._totals(part), state._replace(mu=(), nu=()))
         policy = {name: leaf for name, leaf in theta.items() if name.startswith("policy.")}
         film, scale = plans.film[self.owner], plans.scale[self.owner]
-        about = self.filled, self.place, over
         raw, square = self.second(policy, film, scale, p, g, mu, nu, *about, into=[self.raw])
         unit = torch.rsqrt(1 + self._totals(square) / self.numel.clamp(min=1))
         step = torch.stack(list(rates.values())) * -self.rule.lr * plans.log_step.exp()
-        moved = self.third(
-            p, mu[0], nu, raw, step[self.owner], unit[self.owner], over, fine, into=[self.moved]
-        )
-        after = Moments(
-            torch.where(fine, t, state.t),
-            mu,
-            nu,
-            torch.where(fine, plans.progress, state.progress),
-            torch.where(fine, plans.first, state.first),
-        )
+        moved = self.third(p, mu[0], nu, raw, step[self.owner], unit[self.owner], over, into=[self.moved])
+        after = Moments(state.t + 1, mu, nu, plans.progress, plans.first)
         found = zip(params.items(), self.views(moved), strict=True)
         return {name: view.view(old.shape) for (name, old), view in found}, after, fine
 
@@ -110,19 +100,11 @@ class Blockwise:
         return parts.new_zeros(len(self.shapes), *parts.shape[1:]).index_add(0, self.owner, parts)
 
     @staticmethod
-    def _finite(g: Tensor) -> Tensor:
-        return g.isfinite().all()
-
-    @staticmethod
-    def _first(
-        p: Tensor, g: Tensor, mu: Any, nu: Tensor, filled: Tensor, place: Tensor, over: Tensor, fine: Tensor
-    ) -> Any:
-        g = torch.where(fine, g, 0.0)
-        mu_after, nu_after = averaged(g, mu, nu)
-        one = seen(p, g, mu_after, nu_after, over, 0.0)
+    def _first(p: Tensor, g: Tensor, mu: Any, nu: Tensor, filled: Tensor, place: Tensor, over: Tensor) -> Any:
+        mu, nu = averaged(g, mu, nu)
+        one = seen(p, g, mu, nu, over, 0.0)
         one = one._replace(root=torch.where(place < filled, one.root, 0.0))
-        kept = tuple(torch.where(fine, new, old) for new, old in zip(mu_after, mu, strict=True))
-        return kept, torch.where(fine, nu_after, nu), sums(one)
+        return mu, nu, sums(one), g.isfinite().all()
 
     def _plan(self, theta: Params, total: Tensor, state: Moments) -> Any:
         return self.rule.plans(theta, total.unbind(), state, self.shapes, self.steps)
@@ -138,14 +120,7 @@ class Blockwise:
 
     @staticmethod
     def _third(
-        p: Tensor,
-        quick: Tensor,
-        nu: Tensor,
-        raw: Tensor,
-        step: Tensor,
-        unit: Tensor,
-        over: Tensor,
-        fine: Tensor,
+        p: Tensor, quick: Tensor, nu: Tensor, raw: Tensor, step: Tensor, unit: Tensor, over: Tensor
     ) -> Tensor:
         one = seen(p, p, (quick,) * 3, nu, over, 0.0)
-        return torch.where(fine, p + step * (one.adam + unit * raw), p)
+        return p + step * (one.adam + unit * raw)
