@@ -133,13 +133,6 @@ def positive(call: str, name: str, value: Any) -> None:
         raise ValueError(f"{call}: {name} must be above 0, got {value}. Pass a positive number.")
 
 
-def counts(call: str, **values: Any) -> None:
-    """Raise unless all values are whole numbers of at least 1."""
-    for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{call}: {name} must be a positive int, got {value!r}. Pass 1 or more.")
-
-
 def start_count(params: Tree, needed: bool = True) -> Tree:
     """The number of updates made so far: an int64 zero on the parameters' device, or ``()`` if not needed."""
     leaves = tree.leaves(params)

@@ -287,42 +287,114 @@ def test_the_face_of_torch_equals_the_transform() -> None:
     assert_trees_close({n: p.detach() for n, p in module.named_parameters()}, params)
 
 
-@pytest.mark.compiles
-@pytest.mark.parametrize("knowledge", [True, False])
-def test_the_face_takes_large_tensors_by_blocks(knowledge: bool) -> None:
-    """Tensors of several blocks, of part of one and of none; a step without finite gradients changes nothing."""
+LARGE = [(3, 7000), (1024,), (5,), (), (0, 4)]
+
+
+def large(knowledge: bool = True, dtype: torch.dtype = torch.float32) -> tuple[nn.ParameterList, Any, Any]:
+    """Parameters that go by blocks (of several, of part of one, of none), and an optimiser with its transform."""
+    torch.set_num_threads(1)
     rule = learned.meta_transformer(lr=0.01, width=8, knowledge=knowledge)
-    theta = {k: v + 0.2 * torch.randn_like(v) for k, v in rule.init(0).items()}
-    shapes = [(3, 700), (1024,), (5,), (), (0, 4)]
-    module = nn.ParameterList([torch.randn(shape) for shape in shapes])
-    optimizer = learned.Optimizer(module, rule, theta, steps=6)
-    params = {f"p{i}": p.detach().clone() for i, p in enumerate(module)}
-    transform = rule(theta, 6)
+    theta = {k: (v + 0.2 * torch.randn_like(v)).to(dtype) for k, v in rule.init(0).items()}
+    module = nn.ParameterList([torch.randn(shape) for shape in LARGE])
+    return module, learned.Optimizer(module, rule, theta, steps=6), rule(theta, 6)
+
+
+def give_gradients(module: nn.ParameterList, scale: float = 1.0) -> dict[str, torch.Tensor]:
+    for p in module:
+        p.grad = scale * torch.randn_like(p)
+    return {f"p{i}": p.grad.clone() for i, p in enumerate(module)}
+
+
+def values(module: nn.ParameterList) -> dict[str, torch.Tensor]:
+    return {f"p{i}": p.detach().clone() for i, p in enumerate(module)}
+
+
+@pytest.mark.compiles
+@pytest.mark.parametrize(("knowledge", "dtype"), [(True, torch.float32), (False, torch.float64)])
+def test_the_face_takes_large_models_by_blocks(knowledge: bool, dtype: torch.dtype) -> None:
+    """A step without finite gradients changes nothing; the state goes to another optimiser."""
+    module, optimizer, transform = large(knowledge, dtype)
+    params = values(module)
     state = transform.init(params)
     for k in range(4):
-        grads = {name: 10.0 ** (k - 2) * torch.randn_like(p) for name, p in params.items()}
+        grads = give_gradients(module, 10.0 ** (k - 2))
         if k == 2:
-            grads["p2"][3] = float("nan")
-        for p, g in zip(module, grads.values(), strict=True):
-            p.grad = g.clone()
+            module[2].grad[3] = grads["p2"][3] = float("nan")
         optimizer.step()
         updates, state = transform.update(grads, state, params)
         assert all(updates["p0"].flatten() != 0) == (k != 2)
         params = {name: p + updates[name] for name, p in params.items()}
-        assert_trees_close({f"p{i}": p.detach() for i, p in enumerate(module)}, params, 1e-6)
+        assert_trees_close(values(module), params, 1e-6)
     assert optimizer.blocks is not None and optimizer.skipped == 1
     kept = optimizer.state_dict()["learned"]["state"]
     assert_trees_close(kept, dict(fmeta.tree.paths(state)), 1e-5)
-    again = learned.Optimizer(module, rule, theta, steps=6)
+    again = learned.Optimizer(module, optimizer.rule, optimizer.theta, steps=6)
     again.load_state_dict(optimizer.state_dict())
-    before = [p.detach().clone() for p in module]
+    before = values(module)
     optimizer.step()
-    after = [p.detach().clone() for p in module]
-    with torch.no_grad():
-        for p, old in zip(module, before, strict=True):
-            p.copy_(old)
+    after = values(module)
+    for p, old in zip(module, before.values(), strict=True):
+        p.data.copy_(old)
     again.step()
-    assert_trees_equal([p.detach() for p in module], after)
+    assert_trees_equal(values(module), after)
+
+
+@pytest.mark.compiles
+def test_an_interrupted_step_leaves_the_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    (module, optimizer, _), (other, undisturbed, _) = large(), large()
+    for p, q in zip(module, other, strict=True):
+        q.data.copy_(p.data)
+    undisturbed.theta = optimizer.theta
+    for k in range(4):
+        for grad, q in zip(give_gradients(module).values(), other, strict=True):
+            q.grad = grad
+        if k == 2:
+
+            def interrupted(*args: Any, **options: Any) -> Any:
+                raise KeyboardInterrupt
+
+            with monkeypatch.context() as patch:
+                patch.setattr(optimizer.blocks, "second", interrupted)
+                with pytest.raises(KeyboardInterrupt):
+                    optimizer.step()
+            grads = [p.grad for p in module]
+            for p in module:
+                p.grad = torch.full_like(p, float("nan"))
+            optimizer.step()
+            for p, grad in zip(module, grads, strict=True):
+                p.grad = grad
+        optimizer.step()
+        undisturbed.step()
+    assert_trees_equal(values(module), values(other))
+    assert optimizer.skipped == 1
+
+
+@pytest.mark.compiles
+def test_blocks_come_and_go_with_the_parameters() -> None:
+    module, optimizer, _ = large()
+    give_gradients(module)
+    optimizer.step()
+    first = optimizer.blocks
+    module[1].grad = None
+    optimizer.step()
+    second = optimizer.blocks
+    give_gradients(module)
+    optimizer.step()
+    assert second is not None and second is not first and optimizer.blocks is first, "made once for each set"
+    assert not second.room and first.room, "memory for the set in use alone"
+    module.double()
+    give_gradients(module)
+    optimizer.param_groups[0]["lr"] = 0.0
+    before = values(module)
+    optimizer.step()
+    assert optimizer.blocks is None
+    assert_trees_equal(values(module), before)
+    small = nn.ParameterList([torch.randn(8, 8) for _ in range(20)])
+    face = learned.Optimizer(small, optimizer.rule, optimizer.theta)
+    give_gradients(small)
+    face.step()
+    assert face.blocks is None, "small tensors would be mostly padding"
+    assert pickle.loads(pickle.dumps(optimizer.rule)).name == "meta_transformer"
 
 
 @pytest.mark.parametrize("name", ["schedule", "lstm"])
@@ -416,6 +488,9 @@ def test_rates_of_the_face_are_checked_in_every_group() -> None:
         loaded.optimizer([p], lr=float("nan"))
     with pytest.raises(ValueError, match=r"^learned.Optimizer: lr must be in \[0, inf\), got -0.5"):
         loaded.optimizer([{"params": [p]}, {"params": [q], "lr": -0.5}])
+    optimizer = loaded.optimizer([p], lr=torch.tensor(1.0))
+    with pytest.raises(ValueError, match=r"^learned.Optimizer: lr must be in \[0, inf\), got -1"):
+        optimizer.add_param_group({"params": [q], "lr": -1.0})
 
 
 def test_a_rule_of_ones_own_is_not_saved(tmp_path: Path) -> None:

@@ -36,9 +36,9 @@ class Blockwise:
         numel = torch.tensor([shape.numel() for shape in shapes])
         self.filled = (numel[self.owner] - inside * BLOCK).clamp(max=BLOCK).float()  # of each block
         self.place = torch.arange(BLOCK).float()
-        shape = len(self.owner), BLOCK
-        self.p, self.g, self.raw, self.moved = (torch.zeros(shape) for _ in range(4))
-        self.spare: list[Tensor] = [torch.zeros(shape) for _ in range(4)]
+        self.room: list[Tensor] = []
+        """Weights, gradients, moves and new weights of a step, in memory that is used again."""
+        self.spare: list[Tensor] = []
         """Where the next state is written, and the one after it over the last."""
         self.starts = ((ends - counts) * BLOCK).tolist()
         self.numel = numel.float()
@@ -59,9 +59,14 @@ class Blockwise:
         return [flat[s : s + n.numel()] for s, n in zip(self.starts, self.shapes, strict=True)]
 
     def start(self, state: Moments) -> Moments:
-        """A state of tensors as one of blocks."""
+        """A state of tensors as one of blocks; takes the memory that steps need."""
+        self.room, self.spare = ([torch.zeros(len(self.owner), BLOCK) for _ in range(4)] for _ in range(2))
         mu = tuple(self.packed(tree.leaves(m)) for m in state.mu)
         return state._replace(mu=mu, nu=self.packed(tree.leaves(state.nu)))
+
+    def rest(self) -> None:
+        """Let go of the memory, until the next ``start``."""
+        self.room, self.spare = [], []
 
     def kept(self, state: Moments, names: Sequence[str]) -> Moments:
         """A state of blocks as one of tensors."""
@@ -76,21 +81,26 @@ class Blockwise:
         self, theta: Params, grads: Params, state: Moments, params: Params, rates: Params
     ) -> tuple[Params, Moments, Tensor]:
         """New parameters and state, and whether the gradients were finite; if not, both are as they were."""
-        p, g = self.packed(list(params.values()), self.p), self.packed(list(grads.values()), self.g)
+        p, g, raw, moved = self.room
+        p, g = self.packed(list(params.values()), p), self.packed(list(grads.values()), g)
+        theta = {name: leaf.float() for name, leaf in theta.items()}
         over = corrections(real(state.t + 1, params))
         about = self.filled, self.place, over
         mu, nu, part, finite = self.first(p, g, state.mu, state.nu, *about, into=self.spare)
         fine = finite.all()
         if not fine:  # known at once on a CPU
             return params, state, fine
-        self.spare = [*state.mu, state.nu]
         plans = self.plan(theta, self._totals(part), state._replace(mu=(), nu=()))
         policy = {name: leaf for name, leaf in theta.items() if name.startswith("policy.")}
         film, scale = plans.film[self.owner], plans.scale[self.owner]
-        raw, square = self.second(policy, film, scale, p, g, mu, nu, *about, into=[self.raw])
+        raw, square = self.second(policy, film, scale, p, g, mu, nu, *about, into=[raw])
         unit = torch.rsqrt(1 + self._totals(square) / self.numel.clamp(min=1))
         step = torch.stack(list(rates.values())) * -self.rule.lr * plans.log_step.exp()
-        moved = self.third(p, mu[0], nu, raw, step[self.owner], unit[self.owner], over, into=[self.moved])
+        moved = self.third(p, mu[0], nu, raw, step[self.owner], unit[self.owner], over, into=[moved])
+        self.spare = [
+            *state.mu,
+            state.nu,
+        ]  # not before all is done: a step that is interrupted leaves the old state
         after = Moments(state.t + 1, mu, nu, plans.progress, plans.first)
         found = zip(params.items(), self.views(moved), strict=True)
         return {name: view.view(old.shape) for (name, old), view in found}, after, fine

@@ -11,7 +11,8 @@ from torch import Tensor
 from fmeta import tree
 from fmeta.learned.networks import Weights, linear
 from fmeta.learned.rule import LearnedOptimizer, learned_optimizer
-from fmeta.rates import counts, positive
+from fmeta.rates import positive
+from fmeta.tasks.checks import check_counts
 from fmeta.types import Params, Transform, Tree
 
 P = 10.0
@@ -46,7 +47,7 @@ def lstm(*, hidden: int = 20, layers: int = 2, scale: float = 0.1, lr: float = 1
         for weights that differ by task.
     """
 
-    counts("lstm", hidden=hidden, layers=layers)
+    check_counts("lstm", hidden=hidden, layers=layers)
     positive("lstm", "scale", scale)
     positive("lstm", "lr", lr)
 

@@ -31,7 +31,8 @@ from fmeta.learned.features import (
 )
 from fmeta.learned.networks import Weights, by_columns, linear, transformer
 from fmeta.learned.rule import TIMESCALES, LearnedOptimizer, learned_optimizer, real, soft_unit, time_features
-from fmeta.rates import counts, positive
+from fmeta.rates import positive
+from fmeta.tasks.checks import check_counts
 from fmeta.types import Params, Transform, Tree
 
 LARGEST = 5.0
@@ -70,7 +71,8 @@ def meta_transformer(
     vector of mean square 1.
 
     **Meta-gradient:** exact to ``theta``, and safe at zero gradients in its inner form, as Adam's.
-    **Cost:** 4 numbers of state a parameter, about 170 multiplications a parameter and step.
+    **Cost:** 4 numbers of state a parameter, about 170 multiplications a parameter and step. ``Optimizer`` on a CPU
+    holds 8 numbers a parameter more, memory that steps use again.
 
     Args:
         lr: step at the start, above 0.
@@ -104,7 +106,7 @@ def meta_transformer(
     settings = dict(lr=lr, width=width, layers=layers, heads=heads, hidden=hidden)
     settings |= dict(knowledge=knowledge, policy=policy)
     positive("meta_transformer", "lr", lr)
-    counts("meta_transformer", width=width, layers=layers, heads=heads, hidden=hidden)
+    check_counts("meta_transformer", width=width, layers=layers, heads=heads, hidden=hidden)
     if width % heads or not (knowledge or policy):
         raise ValueError(
             f"meta_transformer: width must be a multiple of heads, and knowledge or policy true, got {settings}. "
@@ -112,8 +114,9 @@ def meta_transformer(
         )
 
     parts = Parts(lr, width, layers, heads, hidden, knowledge, policy)
-    blocks = (lambda shapes, steps: Blockwise(parts, shapes, steps)) if policy else None
-    return learned_optimizer("meta_transformer", settings, parts.draw, parts.make, blocks)
+    return learned_optimizer(
+        "meta_transformer", settings, parts.draw, parts.make, parts.blocks if policy else None
+    )
 
 
 class Parts(NamedTuple):
@@ -178,6 +181,10 @@ class Parts(NamedTuple):
         first = torch.relu(by_columns(theta, "policy.0", seen) * (1 + scale) + shift)
         d, m = by_columns(theta, "policy.2", torch.relu(by_columns(theta, "policy.1", first))).unbind()
         return d * torch.exp(torch.tanh(m))
+
+    def blocks(self, shapes: Sequence[torch.Size], steps: float | None) -> Blockwise:
+        """The update of parameters of these shapes by blocks."""
+        return Blockwise(self, shapes, steps)
 
     def make(self, theta: Params, steps: Tensor | float | None, root: float) -> Transform:
         """The optimiser with these weights."""

@@ -18,6 +18,7 @@ from fmeta.learned.rule import (
     real,
     time_features,
 )
+from fmeta.tasks.checks import check_counts
 from fmeta.types import Params, Transform, Tree
 
 DECAYS = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
@@ -53,7 +54,7 @@ def mlp(*, hidden: int = 32, layers: int = 2, lr: float = 1e-3) -> LearnedOptimi
         mean square in the tensor; time by eleven hyperbolic tangents. The part of training that is over is ours.
     """
 
-    rates.counts("mlp", hidden=hidden, layers=layers)
+    check_counts("mlp", hidden=hidden, layers=layers)
     rates.positive("mlp", "lr", lr)
 
     def draw(seed: int) -> Params:

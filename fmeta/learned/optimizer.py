@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 
 from fmeta import tree
-from fmeta.learned.blocks import Blockwise
+from fmeta.learned.blocks import BLOCK, Blockwise
 from fmeta.learned.rule import LearnedOptimizer
 from fmeta.parallel import compiled, compiles_itself
 from fmeta.rates import number
 from fmeta.types import Params
+
+LEAST = 16
+"""Blocks from which on the parameters go by blocks."""
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -47,16 +50,20 @@ class Optimizer(torch.optim.Optimizer):
     ) -> None:
         """Nothing is allocated before the first step."""
         super().__init__(params, {"lr": lr})
-        for group in self.param_groups:
-            number("learned.Optimizer", "lr", group["lr"])
         self.passed_over = torch.zeros((), dtype=torch.int64)
         self.rule, self.theta, self.steps = rule, tree.detach(theta), steps
         rule(self.theta, steps)
         self.kept: dict[str, Tensor] = {}
-        self.names: tuple[str, ...] = ()
+        self.kind: tuple[Any, ...] = ()
         self.current: Any = None
+        self.made: dict[tuple[Any, ...], Blockwise | None] = {}
         self.blocks: Blockwise | None = None
         self.kernel = compiled("learned optimizer", self._update)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's; refuses an ``lr`` that is below 0 or not finite."""
+        number("learned.Optimizer", "lr", float(param_group.get("lr", self.defaults["lr"])))
+        super().add_param_group(param_group)
 
     def _update(self, theta: Params, grads: Params, state: Any, params: Params, rates: Params) -> Any:
         updates, after = self.rule(theta, self.steps).update(grads, state, params)
@@ -82,7 +89,9 @@ class Optimizer(torch.optim.Optimizer):
         params = {name: p.detach() for name, (p, _) in owners.items()}
         grads: Any = {name: p.grad for name, (p, _) in owners.items()}
         state = self._state(params)
-        rates = {name: p.new_tensor(lr) for name, (p, lr) in owners.items()}
+        rates = {
+            name: torch.as_tensor(lr, dtype=p.dtype, device=p.device) for name, (p, lr) in owners.items()
+        }
         theta = {name: leaf.to(p.device) for name, leaf in self.theta.items()}
         moved, self.current, fine = (self.blocks or self.kernel)(theta, grads, state, params, rates)
         for name, (p, _) in owners.items():
@@ -99,28 +108,38 @@ class Optimizer(torch.optim.Optimizer):
 
     def _state(self, params: Params) -> Any:
         """The state of these parameters: that of the last step where they are the same, else what is known of each."""
-        if self.current is not None and tuple(params) == self.names:
+        kind = tuple((name, p.shape, p.dtype, p.device) for name, p in params.items())
+        if self.current is not None and kind == self.kind:
             return self.current
         self._keep()
-        self.names = tuple(params)
+        if self.blocks:
+            self.blocks.rest()
+        self.kind = kind
         fresh = self.rule(self.theta, self.steps).init(params)
         leaves = [self.kept.get(name, leaf).to(leaf.device, leaf.dtype) for name, leaf in tree.paths(fresh)]
         state = tree.unflatten([leaf.clone() for leaf in leaves], tree.flatten(fresh)[1])
-        self.blocks = self._blockwise(params)
+        if kind not in self.made:
+            self.made[kind] = self._blockwise(params)
+        self.blocks = self.made[kind]
         return self.blocks.start(state) if self.blocks else state
 
     def _blockwise(self, params: Params) -> Blockwise | None:
-        """The update by blocks, where the rule has one and the machine gains by it."""
+        """The update by blocks, where the rule has one and the parameters are many enough to gain by it."""
         plain = all(p.dtype == torch.float32 and compiles_itself(p.device) for p in params.values())
-        if self.rule.blocks is None or not plain:
+        total = sum(p.numel() for p in params.values())
+        many = total >= BLOCK * max(LEAST, torch.get_num_threads(), len(params))
+        if self.rule.blocks is None or not (plain and many):
             return None
-        found = self.rule.blocks([p.shape for p in params.values()], self.steps)
-        return found if len(found.owner) >= torch.get_num_threads() else None
+        return self.rule.blocks([p.shape for p in params.values()], self.steps)
 
     def _keep(self) -> None:
         """Note the state by name."""
         if self.current is not None:
-            state = self.blocks.kept(self.current, self.names) if self.blocks else self.current
+            state = (
+                self.blocks.kept(self.current, [name for name, *_ in self.kind])
+                if self.blocks
+                else self.current
+            )
             self.kept |= dict(tree.paths(state))
 
     def state_dict(self) -> dict[str, Any]:
@@ -148,7 +167,7 @@ class Optimizer(torch.optim.Optimizer):
             )
         super().load_state_dict({name: value for name, value in state_dict.items() if name != "learned"})
         self.kept = {name: leaf.clone() for name, leaf in own["state"].items()}
-        self.current, self.names = None, ()
+        self.current, self.kind = None, ()
         self.passed_over = torch.tensor(own["skipped"])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Optimizer:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fmeta.learned.meta_transformer import meta_transformer
 from fmeta.learned.rule import LearnedOptimizer
-from fmeta.rates import counts, positive
+from fmeta.rates import positive
+from fmeta.tasks.checks import check_counts
 
 
 def schedule(*, lr: float = 1e-3, width: int = 32, layers: int = 2, heads: int = 4) -> LearnedOptimizer:
@@ -20,7 +21,7 @@ def schedule(*, lr: float = 1e-3, width: int = 32, layers: int = 2, heads: int =
         ['global.bias', 'global.weight']
     """
     positive("schedule", "lr", lr)
-    counts("schedule", width=width, layers=layers, heads=heads)
+    check_counts("schedule", width=width, layers=layers, heads=heads)
     if width % heads:
         raise ValueError(
             f"schedule: width must be a multiple of heads, got {width} and {heads}. Pass 32 and 4, say."

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fmeta.functional import functionalize
 from fmeta.learned.problems import Problem, Training, draw_lengths, draw_params, spread
 from fmeta.losses import cross_entropy
-from fmeta.rates import counts
+from fmeta.tasks.checks import check_counts
 from fmeta.tasks.seeding import generator
 from fmeta.types import Batch
 
@@ -68,7 +68,7 @@ def text(*, width: int = 16, context: int = 12, examples: int = 512, batch: int 
     Raises:
         ValueError: for sizes below 1, or a width that its two heads do not share.
     """
-    counts("learned.text", width=width, context=context, examples=examples, batch=batch)
+    check_counts("learned.text", width=width, context=context, examples=examples, batch=batch)
     if width % 2:
         raise ValueError(f"learned.text: width must be even, for two heads, got {width}. Pass 16, say.")
     with torch.random.fork_rng(devices=[]):

@@ -190,7 +190,9 @@ def caller(kernel: Any, low: Lowering, constants: list[Tensor]) -> Any:
         if tasks not in rooms:
             rooms[tasks] = [(shape_of(r, tasks), r.dtype) for r in results]
         outs = [
-            torch.empty(like[0], dtype=like[1]) if room is None else room
+            room
+            if room is not None and (room.shape, room.dtype) == like
+            else torch.empty(like[0], dtype=like[1])
             for room, like in itertools.zip_longest(into, rooms[tasks])
         ]
         given = pointers(*[x.data_ptr() for x in inputs], *[x.data_ptr() for x in outs])
