@@ -257,26 +257,48 @@ def test_a_run_is_tested_on_tasks_of_other_sizes(tmp_path: Path, pictures: None,
     assert main(["eval", str(path), "--ways", "2", "--shots", "2", "--queries", "4", *tasks]) == 0
     assert f"again: fmeta eval {path} --ways 2 --shots 2 --queries 4" in capsys.readouterr().out
     assert json.loads((path / "results.json").read_text()) == first, "the run's own result stays"
-    found = json.loads((path / "2w2s" / "results.json").read_text())
+    found = json.loads((path / "2w2s4q" / "results.json").read_text())
     built, meta = folder.load_run(path)
     pool = random_pictures().test
     sampler = fmeta.tasks.few_shot(pool, ways=2, shots=2, queries=4, tasks=family.HELD_BATCH)
     measure = fmeta.meta_eval(built.algorithm, fmeta.Plan(), steps=[0])
     scores = torch.cat([measure(meta, sampler(built.test.seed, i))["accuracy"] for i in range(2)])[:60]
     assert found["headline"]["mean"] == pytest.approx(scores.mean().item(), abs=1e-6)
-    assert (path / "2w2s" / "episode.png").exists() and not (path / "2w2s" / "config.json").exists()
-    with pytest.raises(ValueError, match="train: --shots must be at least 1, got 0"):
-        commands.evaluate(path, "eval", shots=0)
+    assert (path / "2w2s4q" / "episode.png").exists() and not (path / "2w2s4q" / "config.json").exists()
+    assert main(["eval", str(path), "--shots", "1", *tasks]) == 0
+    assert {p.name for p in path.iterdir() if p.is_dir()} == {"2w2s4q", "events"}, "the run's own sizes"
+    assert (
+        main(["eval", str(path), "--ways", "9", *tasks]) == 0
+    )  # of 9 classes for test; validation has as many
+    capsys.readouterr()
+    with pytest.raises(ValueError, match="eval: --queries must be at least 1, got 0"):
+        commands.evaluate(path, "eval", queries=0)
     folder.create(tiny_few_shot(tmp_path / "maml"), "test")
     with pytest.raises(
         ValueError, match=r"--ways may differ .* a run of maml, .* each of 3 classes.*--ways 4"
     ):
         commands.evaluate(tmp_path / "maml", "eval", ways=4)
     folder.create(tiny_sinusoid(tmp_path / "waves"), "test")
-    with pytest.raises(
-        ValueError, match="eval: --ways, --test-queries: the recipe sinusoid has its own tasks"
-    ):
+    with pytest.raises(ValueError, match="eval: --ways, --queries: the recipe sinusoid has its own tasks"):
         commands.evaluate(tmp_path / "waves", "eval", ways=4, queries=2)
+
+
+def test_only_the_splits_that_are_used_need_enough_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pools = random_pictures()
+    few = fmeta.data.class_pool(pools.val.x[:18], torch.arange(3).repeat_interleave(6), pools.val.names[:3])
+    monkeypatch.setattr(family, "load_pools", lambda task: replace(pools, val=few))
+    config = tiny_few_shot(tmp_path / "run", "protomaml")
+    config = replace(config, report=replace(config.report, baselines=False))
+    assert commands.train(config, "test") == 0
+    assert commands.evaluate(tmp_path / "run", "eval", ways=8, baselines=False) == 0  # of 9 classes for test
+    config = replace(config, out=tmp_path / "more", task=replace(config.task, ways=4))
+    with pytest.raises(
+        ValueError, match=r"at most the 3 classes .*, got 4. .* \(This is about validation tasks.\)"
+    ):
+        commands.train(config, "test")
+    assert not (tmp_path / "more").exists()
 
 
 def test_minibatches_of_reptile(tmp_path: Path, pictures: None) -> None:
@@ -294,10 +316,14 @@ def test_minibatches_of_reptile(tmp_path: Path, pictures: None) -> None:
         assert_trees_equal(mine.support.y[:, part], theirs.support.y[:, part::2])
     assert commands.train(config, "test") == 0
     with pytest.raises(
-        ValueError, match=r"multiple of --inner-steps, got 3 and 2. Give --train-shots 4, say"
+        ValueError,
+        match=r"to divide the support examples of a training task, got 2 and 3. Give --train-shots 4",
     ):
-        experiment.build(replace(config, task=replace(config.task, train_shots=3)))
-    with pytest.raises(ValueError, match="--minibatches is for reptile, got maml"):
+        experiment.build(replace(config, task=replace(config.task, ways=3, train_shots=1)))
+    waves = replace(tiny_sinusoid(tmp_path), inner=inner)
+    with pytest.raises(ValueError, match=r"got 2 and 3. Give --shots 4, say"):
+        experiment.build(waves)
+    with pytest.raises(ValueError, match=r"--minibatches is for reptile, .* got glyphs with maml"):
         experiment.build(replace(config, inner=replace(inner, algorithm="maml")))
 
 

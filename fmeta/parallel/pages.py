@@ -11,12 +11,12 @@ KEPT = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep memory that it frees, up to 2 GiB, rather than give it back at once (glibc's malloc only).
+    """Let this process keep memory that it frees rather than give it back at once (glibc's malloc only).
 
     By default large blocks go back to the system when they are freed, and new ones are handed out page by page, each
     filled with zeros first: where every step makes tensors of some megabytes, that is a tenth of a training step of
-    conv4, and half of an evaluation. It holds for the whole process, so a program calls it, not a library; the
-    commands of fmeta do.
+    conv4, and half of an evaluation. It holds for the whole process, which stays as large as it ever was unless more
+    than 2 GiB are free at the end of its memory; so a program calls it, not a library. The commands of fmeta do.
 
     Returns:
         Whether it was done: other systems, and other allocators, are left as they are.

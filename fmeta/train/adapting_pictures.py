@@ -94,7 +94,9 @@ def light_on_dark(pictures: Tensor) -> Tensor:
 def pictures_below(path: Path) -> list[tuple[Path, str]]:
     """The pictures of a folder, each with the folder inside it that it lies in (empty for none)."""
     if path.is_file():
-        raise ValueError(f"{CALL}: {path} must be a folder of pictures, got a file. Unpack it first.")
+        raise ValueError(
+            f"{CALL}: {path} must be a folder of pictures, got a file. Name the folder, or unpack it."
+        )
     with open_source(path, CALL) as source:
         files = list(source.files)
     if not files:

@@ -28,7 +28,7 @@ class EvalCommand:
     """Numbers of gradient steps to show, such as 0,1,3,5,10; all up to 10 are measured anyway."""
     ways: MaybeInt = None
     """Classes of a test task, for algorithms whose head is made from the support set; as the config says if not
-    given, and so the next two. Results for other sizes have a folder of their own in the run's, such as 20w5s."""
+    given, and so the next two. Results for other sizes have a folder of their own in the run's: 20w5s15q, say."""
     shots: MaybeInt = None
     """Support examples of a class."""
     queries: MaybeInt = None

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 import fmeta
+from fmeta.train.config import Config, Outer
 from fmeta.train.evaluate import Held, Scores, joined, per_task, scores
 from fmeta.train.experiment import Experiment, make_outer
 from fmeta.train.loop import Hooks, Progress, Settings, fit, is_better
@@ -97,9 +98,7 @@ def pretrain(experiment: Experiment, steps: int, hooks: Hooks) -> Params:
     apply, params = pooled_model(experiment)
     # Without inner steps MAML is ordinary training on the query sets.
     joint = fmeta.maml(family.loss(apply), fmeta.sgd(0.0), steps=0)
-    # The rate of sgd is one for reptile's steps, which are no gradients.
-    plain = replace(config.outer, outer_optimizer="adam", outer_lr=1e-3)
-    outer = make_outer(config.outer if config.outer.outer_optimizer == "adam" else plain, steps)
+    outer = make_outer(outer_of(config), steps)
     settings = Settings(
         steps=steps,
         tasks=config.outer.tasks,
@@ -118,10 +117,16 @@ def pretrain(experiment: Experiment, steps: int, hooks: Hooks) -> Params:
     )
     if outcome.reason == "diverged":
         raise ValueError(
-            f"train: the baseline diverged at step {outcome.progress.step}. Leave it out with "
-            "--no-baselines, or lower --outer-lr."
+            f"train: the baseline diverged at step {outcome.progress.step}, at rate {outer_of(config).outer_lr:g}. "
+            "Leave it out with --no-baselines, or lower --outer-lr where that is Adam's."
         )
     return outcome.state.meta
+
+
+def outer_of(config: Config[Any]) -> Outer:
+    """Its optimiser: the run's Adam, or another where the run's rate is one for reptile's steps, no gradients."""
+    plain = config.outer.outer_optimizer == "adam"
+    return config.outer if plain else replace(config.outer, outer_optimizer="adam", outer_lr=1e-3)
 
 
 def needs_head(experiment: Experiment) -> bool:

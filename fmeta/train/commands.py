@@ -15,7 +15,7 @@ from fmeta.train import folder
 from fmeta.train.config import Config, Machine
 from fmeta.train.experiment import Experiment, build_together
 from fmeta.train.loop import Reason
-from fmeta.train.options import check, located, with_tasks
+from fmeta.train.options import check, located, sizes, with_tasks
 from fmeta.train.recipes import RECIPES
 from fmeta.train.report import report
 from fmeta.train.run import divergence, run
@@ -52,6 +52,8 @@ def train(config: Config[Any], command: str) -> int:
         together.once(lambda: check_start(config))
         use_threads(config.machine)
         experiment = build_together(config, together)
+        for sample in (experiment.family.train, experiment.val.sampler):
+            sample(config.outer.seed, 0)  # says what is wrong with their sizes before there is a folder
         path = together.once(lambda: start_folder(config, command))
         return train_and_test(path, experiment, command)
 
@@ -149,7 +151,7 @@ def evaluate(
         check(config)
         use_threads(machine)
         experiment = build_together(config, together)
-        out = path if config == own else path / f"{config.task.ways}w{config.task.shots}s"
+        out = path if config == own else path / "{}w{}s{}q".format(*sizes(config.task))
         return report(path, experiment, checkpoint, command, shown, out)
 
 

@@ -73,8 +73,8 @@ class Inner:
     """Who takes the inner steps: gradient descent, or Adam without momentum, as Reptile's experiments have it.
     maml, fomaml, anil, boil, reptile, imaml and protomaml read it."""
     minibatches: bool = False
-    """Each inner step of reptile's training takes its own part of a task's shots, so --train-shots is a multiple of
-    --inner-steps: 10 shots and 5 steps are 2 shots a step. In validation and test all shots are in every step."""
+    """Each inner step of reptile's training takes its own part of a task's support examples, drawn at random: with 5
+    ways, --train-shots 10 and 5 steps 10 examples. In validation and test all of them are in every step."""
     first_order: bool = False
     """Take inner gradients as constants in the meta-gradient. metasgd, mamlpp and protomaml read it."""
     annealing: bool = False

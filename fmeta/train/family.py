@@ -16,6 +16,7 @@ from fmeta.data.pool import Pool, Pools
 from fmeta.data.warp import quarter_turns
 from fmeta.tasks.seeding import generator
 from fmeta.train.config import Config, SinusoidTask
+from fmeta.train.later import later
 from fmeta.train.picture_config import FewShotTask, ImagesTask, OmniglotTask
 from fmeta.train.pretrained import with_backbone
 from fmeta.train.text import text_parts
@@ -119,13 +120,15 @@ def few_shot_family(task: FewShotTask, tasks: int, device: torch.device) -> Fami
     held: dict[str, Any] = {
         "ways": task.ways, "shots": task.shots, "queries": task.test_queries or queries, "tasks": HELD_BATCH,
     }  # fmt: skip
-    if task.labels:
-        turned = "rotations" if task.rotations else None
-        train = fmeta.tasks.few_shot(pools.train, **sizes, augment=turned)
-    elif task.unlabelled == "umtra":
-        train = fmeta.tasks.umtra(pools.train, **sizes, augment="affine")
-    else:
-        train = clustered(task, pools.train, sizes)
+
+    def train() -> Sampler:
+        if task.labels:
+            turned = "rotations" if task.rotations else None
+            return fmeta.tasks.few_shot(pools.train, **sizes, augment=turned)
+        if task.unlabelled == "umtra":
+            return fmeta.tasks.umtra(pools.train, **sizes, augment="affine")
+        return clustered(task, pools.train, sizes)
+
     picture = pools.train.x.shape[1:]
     return Family(
         model=model or (lambda outputs: network(task, picture, outputs)),
@@ -134,8 +137,8 @@ def few_shot_family(task: FewShotTask, tasks: int, device: torch.device) -> Fami
         loss=fmeta.losses.cross_entropy,
         metric="accuracy",
         adapts=None if model else ("*", "!*norm*"),
-        train=behind(train),
-        val=fmeta.tasks.few_shot(pools.val, **held),
+        train=behind(later(train, "training")),
+        val=later(lambda: fmeta.tasks.few_shot(pools.val, **held), "validation"),
         test=fmeta.tasks.few_shot(pools.test, **held),
         pooled=behind(pooled_pictures(pools.train, tasks * ways * (shots + queries), task.rotations)),
         pooled_outputs=len(pools.train.names) * (4 if task.rotations else 1),

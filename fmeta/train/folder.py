@@ -169,10 +169,10 @@ def keep(folder: Path, out: Path, name: str = "best") -> None:
     A third of the size of the checkpoint, which cannot be resumed.
     """
     experiment = build(read_config(folder))
-    state, progress, _ = load(folder, name, experiment)
+    state, progress, before = load(folder, name, experiment)
     out.mkdir(parents=True, exist_ok=True)
     record = {"progress": progress._asdict(), "seed": experiment.config.outer.seed, "meta_only": True}
-    record |= came_with(experiment)
+    record |= {"pretrained": before["pretrained"]} if "pretrained" in before else {}
     checkpoint.save(out / "best.safetensors", state.meta, record)
     for kept in ("config.json", "metrics.jsonl"):
         (out / kept).write_bytes((folder / kept).read_bytes())

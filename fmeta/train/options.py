@@ -7,7 +7,7 @@ from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fmeta.train.choices import STEPLESS
+from fmeta.train.choices import EMBEDDINGS
 from fmeta.train.config import Config
 from fmeta.train.picture_config import FewShotTask
 
@@ -77,9 +77,9 @@ def check(config: Config[Any]) -> None:
         if name in ABOVE_ZERO and not value > 0:
             raise ValueError(f"train: {flag(name)} must be above 0, got {value}.")
     train_ways = getattr(config.task, "train_ways", None)
-    if train_ways is not None and train_ways != config.task.ways and config.inner.algorithm not in STEPLESS:
+    if train_ways is not None and train_ways != config.task.ways and config.inner.algorithm not in EMBEDDINGS:
         raise ValueError(
-            f"train: --train-ways may differ from --ways for {', '.join(STEPLESS)}, got "
+            f"train: --train-ways may differ from --ways for {', '.join(EMBEDDINGS)}, got "
             f"{config.inner.algorithm}, whose model has one output a class. Leave it out."
         )
     if config.inner.minibatches:
@@ -93,13 +93,17 @@ def check(config: Config[Any]) -> None:
 
 def check_minibatches(config: Config[Any]) -> None:
     """Refuse them where there is nothing that they could be made from."""
-    shots = getattr(config.task, "train_shots", None) or config.task.shots
-    if config.inner.algorithm != "reptile":
-        raise ValueError(f"train: --minibatches is for reptile, got {config.inner.algorithm}. Leave it out.")
-    if config.inner.inner_steps < 1 or shots % config.inner.inner_steps:
+    task, steps = config.task, config.inner.inner_steps
+    if config.inner.algorithm != "reptile" or config.recipe == "detection":
+        said = f"{config.recipe} with {config.inner.algorithm}"
+        raise ValueError(f"train: --minibatches is for reptile, not in detection, got {said}. Leave it out.")
+    shots = getattr(task, "train_shots", None) or task.shots
+    examples = shots * (getattr(task, "train_ways", None) or getattr(task, "ways", 1))
+    if steps < 1 or examples % steps:
+        option = "--train-shots" if hasattr(task, "train_shots") else "--shots"
         raise ValueError(
-            f"train: --minibatches needs the shots of a training task to be a multiple of --inner-steps, got {shots} "
-            f"and {config.inner.inner_steps}. Give --train-shots {max(config.inner.inner_steps, 1) * 2}, say."
+            f"train: --minibatches needs --inner-steps to divide the support examples of a training task, got {steps} "
+            f"and {examples}. Give {option} {2 * max(steps, 1)}, say."
         )
 
 
@@ -108,34 +112,47 @@ def located(task: Any, place: Path | None) -> Any:
     return task if place is None else replace(task, **{"data" if hasattr(task, "data") else "root": place})
 
 
+def sizes(task: Any) -> tuple[int, int, int]:
+    """Ways, shots and queries of validation and test tasks."""
+    return task.ways, task.shots, task.test_queries or task.queries or task.shots
+
+
 def with_tasks(
     config: Config[Any], ways: int | None = None, shots: int | None = None, queries: int | None = None
 ) -> Config[Any]:
     """A config whose validation and test tasks have other sizes; training tasks stay as they are.
 
     Raises:
-        ValueError: for a recipe without classes to choose, or other ways of a model with one output a class.
+        ValueError: for sizes below 1, a recipe without classes to choose, or other ways of a model with one output a
+            class.
     """
-    asked = {"ways": ways, "shots": shots, "test_queries": queries}
+    asked = {"--ways": ways, "--shots": shots, "--queries": queries}
     asked = {name: size for name, size in asked.items() if size is not None}
     task, algorithm = config.task, config.inner.algorithm
     if not asked:
         return config
     if not hasattr(task, "train_ways"):
-        names = ", ".join(flag(name) for name in asked)
-        raise ValueError(f"eval: {names}: the recipe {config.recipe} has its own tasks. Leave it out.")
-    if ways is not None and ways != task.ways and algorithm not in STEPLESS:
         raise ValueError(
-            f"eval: --ways may differ from training's for {', '.join(STEPLESS)}, got a run of {algorithm}, whose "
+            f"eval: {', '.join(asked)}: the recipe {config.recipe} has its own tasks. Leave it out."
+        )
+    for name, size in asked.items():
+        if size is not None and size < 1:
+            raise ValueError(f"eval: {name} must be at least 1, got {size}.")
+    if ways is not None and ways != task.ways and algorithm not in EMBEDDINGS:
+        raise ValueError(
+            f"eval: --ways may differ from training's for {', '.join(EMBEDDINGS)}, got a run of {algorithm}, whose "
             f"model has one output for each of {task.ways} classes. Train another with --ways {ways}."
         )
-    trained = {
-        "train_ways": task.train_ways or (task.ways if isinstance(task, FewShotTask) else None),
-        "train_shots": task.train_shots or task.shots,
-        "queries": task.queries or task.shots,
-        "test_queries": task.test_queries or task.queries or shots or task.shots,
-    }
-    return replace(config, task=replace(task, **trained | asked))
+    wanted = replace(
+        task,
+        ways=ways or task.ways,
+        shots=shots or task.shots,
+        train_ways=task.train_ways or (task.ways if isinstance(task, FewShotTask) else None),
+        train_shots=task.train_shots or task.shots,
+        queries=task.queries or task.shots,
+        test_queries=queries or task.test_queries or task.queries or shots or task.shots,
+    )
+    return config if sizes(wanted) == sizes(task) else replace(config, task=wanted)
 
 
 def to_json(config: Config[Any]) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def origins(experiment: Experiment, trained: int) -> dict[str, Any]:
             batch = family.pooled(config.outer.seed, 0)
             found[name] = (
                 fingerprint((weights, batch)),
-                replace(config.outer, outer_steps=trained),
+                replace(baselines.outer_of(config), outer_steps=trained),
                 validation,
             )
         else:

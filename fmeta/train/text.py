@@ -21,6 +21,7 @@ from fmeta.data.tokens import Tokenizer
 from fmeta.models.encoder import Encoder
 from fmeta.tasks.seeding import generator
 from fmeta.train.choices import EMBEDDINGS, STEPLESS
+from fmeta.train.later import later
 from fmeta.train.text_config import TextTask
 from fmeta.types import Algorithm, Batch, Params, Sampler, Task
 
@@ -45,8 +46,8 @@ class Learner(NamedTuple):
     """The frozen part: ``x -> x``. None where all learns."""
     model: Callable[[int | None], nn.Module]
     """``(outputs) -> module``; None gives the embedding."""
-    pretrained: Callable[[], str]
-    """A checksum of the encoder as it came."""
+    pretrained: Callable[[], str] | None
+    """A checksum of the encoder as it came; None where a run keeps all of it."""
 
 
 def make_learner(task: TextTask, device: torch.device) -> Learner:
@@ -68,7 +69,7 @@ def make_learner(task: TextTask, device: torch.device) -> Learner:
         project = lambda outputs: fmeta.models.Projection(whole.dim, ways=outputs)  # noqa: E731
         return Learner(tokenizer, frozen(whole), project, checksum)
     if task.learns == "all":
-        return Learner(tokenizer, None, lambda outputs: with_head(whole, outputs), checksum)
+        return Learner(tokenizer, None, lambda outputs: with_head(whole, outputs), None)
     lower, upper = fmeta.models.part(whole, task.layers)
     if task.learns == "last":
         return Learner(tokenizer, lower, lambda outputs: with_head(upper, outputs), checksum)
@@ -136,6 +137,7 @@ def text_parts(
     learner = make_learner(task, device)
     pools = load_pools(task, learner.tokenizer).to(device)
     ways, shots = train_ways(task, algorithm, len(pools.train.names)), task.train_shots or task.shots
+    sizes: dict[str, Any] = {"ways": ways, "shots": shots, "queries": task.queries, "tasks": tasks}
     held: dict[str, Any] = {
         "ways": task.ways, "shots": task.shots, "queries": task.test_queries or task.queries, "tasks": held_tasks,
     }  # fmt: skip
@@ -143,10 +145,8 @@ def text_parts(
         **model_parts(task, learner, algorithm),
         "train_outputs": ways,
         "chunk_size": None if task.learns == "head" else max(1, TEXTS // (ways * (shots + task.queries))),
-        "train": sampler(
-            pools.train, learner.prepare, ways=ways, shots=shots, queries=task.queries, tasks=tasks
-        ),
-        "val": sampler(pools.val, learner.prepare, **held),
+        "train": later(lambda: sampler(pools.train, learner.prepare, **sizes), "training"),
+        "val": later(lambda: sampler(pools.val, learner.prepare, **held), "validation"),
         "test": sampler(pools.test, learner.prepare, **held),
         "pooled": pooled_texts(pools.train, learner.prepare, tasks * ways * (shots + task.queries)),
         "pooled_outputs": len(pools.train.names),
