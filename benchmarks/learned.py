@@ -119,30 +119,37 @@ def update_of_a_million() -> dict[str, Any]:
     return {name: [1e3 * s for s in timed(optimizer.step, 30)] for name, optimizer in made.items()}
 
 
+PARTS = ("throughput", "memory", "update")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--tasks", type=int, default=16)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, help="what is measured")
     parser.add_argument("--memory-of", type=int, help="print what so many steps add, and leave")
     parser.add_argument("--method", default="forward", choices=["forward", "unroll"], help="of --memory-of")
     options = parser.parse_args()
     if options.memory_of:
         print(added_memory(options.memory_of, options.method))
         return
-    record: dict[str, Any] = {
-        "threads": torch.get_num_threads(),
-        "throughput": throughput(options.tasks, options.steps, 2),
-    }
-    fast, loop = record["throughput"]["fmeta"][0], record["throughput"]["loop"][0]
-    print(f"meta-training: {fast:,.0f} inner steps/s, loop over tasks {loop:,.1f}: {fast / loop:.0f} times")
-    print(f"  (gradients differ by {record['throughput']['difference']:.0e} of the largest number)")
-    record["added_MiB"] = {method: memory_of(method) for method in ("forward", "unroll")}
-    for method, found in record["added_MiB"].items():
-        print(f"hypergradient by {method}, MiB added by steps:", found)
-    record["update_ms"] = update_of_a_million()
-    for name, (median, least, most) in record["update_ms"].items():
-        print(f"update of 980,000 parameters, {name}: {median:.1f} ms ({least:.1f} to {most:.1f})")
+    record: dict[str, Any] = {"threads": torch.get_num_threads()}
+    if "throughput" in options.parts:
+        record["throughput"] = throughput(options.tasks, options.steps, 2)
+        fast, loop = record["throughput"]["fmeta"][0], record["throughput"]["loop"][0]
+        print(
+            f"meta-training: {fast:,.0f} inner steps/s, loop over tasks {loop:,.1f}: {fast / loop:.0f} times"
+        )
+        print(f"  (gradients differ by {record['throughput']['difference']:.0e} of the largest number)")
+    if "memory" in options.parts:
+        record["added_MiB"] = {method: memory_of(method) for method in ("forward", "unroll")}
+        for method, found in record["added_MiB"].items():
+            print(f"hypergradient by {method}, MiB added by steps:", found)
+    if "update" in options.parts:
+        record["update_ms"] = update_of_a_million()
+        for name, (median, least, most) in record["update_ms"].items():
+            print(f"update of 980,000 parameters, {name}: {median:.1f} ms ({least:.1f} to {most:.1f})")
     if options.out:
         options.out.write_text(json.dumps(record, indent=2) + "\n")
 
