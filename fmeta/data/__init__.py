@@ -7,13 +7,12 @@ from fmeta.data.change import random_crop, random_flip, random_jitter, random_re
 from fmeta.data.datasets import from_dataset
 from fmeta.data.families import Families, FamilySplit, csv_families
 from fmeta.data.featured import Featured, featured
-from fmeta.data.features import embedded
+from fmeta.data.features import embedded, prepared_pool
 from fmeta.data.folder import image_folder
 from fmeta.data.glyphs import glyphs
 from fmeta.data.imagenet import mini_imagenet, tiered_imagenet
 from fmeta.data.omniglot import omniglot
 from fmeta.data.pool import Pool, Pools, class_pool
-from fmeta.data.prepared import prepared_pool
 from fmeta.data.scenes import scenes
 from fmeta.data.tensors import from_tensors
 from fmeta.data.text import text_csv

@@ -14,9 +14,8 @@ import fmeta.data
 import fmeta.models
 import fmeta.tasks
 from fmeta import tree
-from fmeta.data.features import weights_digest
+from fmeta.data.features import Prepare, bytes_of, prepared_pool, weights_digest
 from fmeta.data.pool import Pool, Pools
-from fmeta.data.prepared import Prepare, bytes_of, prepared_pool
 from fmeta.data.tokens import Tokenizer
 from fmeta.models.encoder import Encoder
 from fmeta.tasks.seeding import generator
