@@ -295,7 +295,7 @@ def test_only_the_splits_that_are_used_need_enough_classes(
     assert commands.evaluate(tmp_path / "run", "eval", ways=8, baselines=False) == 0  # of 9 classes for test
     config = replace(config, out=tmp_path / "more", task=replace(config.task, ways=4))
     with pytest.raises(
-        ValueError, match=r"at most the 3 classes .*, got 4. .* \(This is about validation tasks.\)"
+        ValueError, match=r"train: validation tasks: few_shot: ways must be at most the 3 classes .*, got 4"
     ):
         commands.train(config, "test")
     assert not (tmp_path / "more").exists()

@@ -16,7 +16,7 @@ def later(make: Callable[[], Sampler], split: str) -> Sampler:
         try:
             return make()
         except ValueError as error:
-            raise ValueError(f"{error} (This is about {split} tasks.)") from error
+            raise ValueError(f"train: {split} tasks: {error}") from error
 
     def sample(seed: int, step: int) -> Task:
         return made()(seed, step)
