@@ -207,6 +207,12 @@ def test_a_run_is_loaded_as_the_librarys_objects(folder: Path) -> None:
     )
 
 
+def test_a_head_that_is_made_leaves_a_frozen_backbone_nothing_to_learn(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="train: --learns head leaves protomaml nothing to learn"):
+        commands.train(images(data, tmp_path / "run", "protomaml", learns="head"), "fmeta train images")
+    assert not (tmp_path / "run").exists()
+
+
 def test_another_backbone_in_the_old_place_is_refused(data: Path, tmp_path: Path) -> None:
     weights = tmp_path / "resnet20.safetensors"
     fmeta.weights.save(weights, fmeta.models.backbone("resnet20").state_dict())

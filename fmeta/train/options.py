@@ -82,6 +82,12 @@ def check(config: Config[Any]) -> None:
             f"train: --train-ways may differ from --ways for {', '.join(EMBEDDINGS)}, got "
             f"{config.inner.algorithm}, whose model has one output a class. Leave it out."
         )
+    backbone, learns = getattr(config.task, "backbone", None), getattr(config.task, "learns", None)
+    if backbone and learns == "head" and config.inner.algorithm in EMBEDDINGS:
+        raise ValueError(
+            f"train: --learns head leaves {config.inner.algorithm} nothing to learn, since it makes its head of the "
+            "support set. Use --learns last-1, or --algorithm anil."
+        )
     if config.inner.minibatches:
         check_minibatches(config)
     if config.outer.seed >= MAX_SEED:
