@@ -19,6 +19,7 @@ from fmeta.data.pool import Pools
 from fmeta.models.backbones import architecture, backbone, head_name, set_submodule
 from fmeta.select import matches
 from fmeta.train.picture_config import ImagesTask
+from fmeta.train.terminal import say
 from fmeta.types import Params, Sampler
 
 MOST = 3
@@ -74,6 +75,11 @@ def with_backbone(task: ImagesTask, pools: Pools) -> Prepared:
         ValueError: for a choice of parts that is none.
     """
     found = pieces(task)
+    if task.weights in (None, "none") and (task.batch_norm == "frozen" or found.trunk is not None):
+        say(
+            f"{task.backbone} has random weights, and what is frozen of it stays so: --weights default downloads "
+            "trained ones, --weights FILE reads them, --learns all --batch-norm batch trains all"
+        )
 
     def model(outputs: int | None) -> nn.Module:
         drawn = found.trunk is None and task.weights is None
