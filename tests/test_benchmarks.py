@@ -257,10 +257,12 @@ class Called:
     def __init__(self) -> None:
         self.trained: list[Any] = []
         self.compared: list[str] = []
+        self.compares: list[list[str]] = []
 
     def __call__(self, words: list[str]) -> int:
         if words[0] == "compare":
             self.compared = words
+            self.compares.append(words)
             return 0
         config = cli.parse(cli.resume_spelled_out(words)).config
         options.check(config)
@@ -318,4 +320,5 @@ def test_the_caltech_table_has_every_algorithm(tmp_path: Path, monkeypatch: pyte
     split = {row["label"]: row["split"] for row in csv.DictReader((tmp_path / "out" / "index.csv").open())}
     assert [label for label, part in split.items() if part == "val"] == ["c0", "c5"]
     assert sum(part == "test" for part in split.values()) == 4
-    assert called.compared[1:18] == [str(tmp_path / "out" / f"{name}_5") for name in made]
+    runs = [str(tmp_path / "out" / f"{name}_5") for name in made]
+    assert called.compares[0][1:18] == runs and called.compares[1][1:4] == [*runs[:2], "--baselines"]
