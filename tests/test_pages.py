@@ -15,7 +15,7 @@ if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def touch():
     x = torch.empty(2**25).fill_(1.0)  # 128 MiB
-for _ in range(2):
+for _ in range(6):  # threads that start meanwhile may lie above a block, once
     touch()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(5):
@@ -35,4 +35,4 @@ def test_freed_memory_is_used_again_without_new_pages() -> None:
             [sys.executable, "-c", SCRIPT, word], capture_output=True, text=True, check=True
         )
         faults[word] = int(done.stdout)
-    assert faults["keep"] < 200 < faults["plain"]
+    assert faults["keep"] < faults["plain"] / 4
