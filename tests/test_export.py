@@ -207,6 +207,14 @@ def test_a_run_is_loaded_as_the_librarys_objects(folder: Path) -> None:
     )
 
 
+def test_random_frozen_weights_are_pointed_out(data: Path, tmp_path: Path, capsys: Any) -> None:
+    said = "resnet20 has random weights, and what is frozen of it stays so"
+    build(images(data, tmp_path / "frozen"))
+    assert said in capsys.readouterr().out
+    build(images(data, tmp_path / "all", learns="all", batch_norm="batch"))
+    assert said not in capsys.readouterr().out
+
+
 def test_a_head_that_is_made_leaves_a_frozen_backbone_nothing_to_learn(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="train: --learns head leaves protomaml nothing to learn"):
         commands.train(images(data, tmp_path / "run", "protomaml", learns="head"), "fmeta train images")

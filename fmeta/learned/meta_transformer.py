@@ -105,18 +105,26 @@ def meta_transformer(
     """
     settings = dict(lr=lr, width=width, layers=layers, heads=heads, hidden=hidden)
     settings |= dict(knowledge=knowledge, policy=policy)
-    positive("meta_transformer", "lr", lr)
-    check_counts("meta_transformer", width=width, layers=layers, heads=heads, hidden=hidden)
-    if width % heads or not (knowledge or policy):
+    check_settings("meta_transformer", lr, width=width, layers=layers, heads=heads, hidden=hidden)
+    if not (knowledge or policy):
         raise ValueError(
-            f"meta_transformer: width must be a multiple of heads, and knowledge or policy true, got {settings}. "
-            "fmeta.adam has neither."
+            "meta_transformer: knowledge or policy must be true, got neither. fmeta.adam has neither."
         )
-
     parts = Parts(lr, width, layers, heads, hidden, knowledge, policy)
     return learned_optimizer(
         "meta_transformer", settings, parts.draw, parts.make, parts.blocks if policy else None
     )
+
+
+def check_settings(call: str, lr: float, **sizes: int) -> None:
+    """Refuse a rate or sizes that no such transformer has."""
+    positive(call, "lr", lr)
+    check_counts(call, **sizes)
+    width, heads = sizes["width"], sizes["heads"]
+    if width % heads:
+        raise ValueError(
+            f"{call}: width must be a multiple of heads, got {width} and {heads}. Pass 32 and 4, say."
+        )
 
 
 class Parts(NamedTuple):
