@@ -274,7 +274,9 @@ def protomaml_row(name: str, steps: int) -> Case:
     return Case(name, make, True, lambda meta, tasks: meta_gradient(objective, meta, tasks))
 
 
-def imaml_row(name: str, solver: str, iterations: int, solve: Callable[[Tensor, Tensor], Tensor]) -> Case:
+def imaml_row(
+    name: str, solver: str, iterations: int, solve: Callable[[Tensor, Tensor], Tensor], damping: float = 0.0
+) -> Case:
     def make() -> Problem:
         algorithm = fmeta.imaml(
             LOSS,
@@ -283,6 +285,7 @@ def imaml_row(name: str, solver: str, iterations: int, solve: Callable[[Tensor, 
             strength=2.0,
             solver=solver,
             iterations=iterations,  # type: ignore[arg-type]
+            damping=damping,
         )
         return Problem(algorithm, network(), problems.regression_tasks())
 
@@ -403,6 +406,7 @@ CASES = (
     protomaml_row("protomaml", 2),
     protomaml_row("protomaml without steps", 0),
     imaml_row("imaml cg", "cg", 40, solved),
+    imaml_row("imaml cg damped", "cg", 40, lambda H, g: solved(H * 2 / (2 + 3), g), damping=3.0),
     imaml_row("imaml neumann", "neumann", 3, summed),
     imaml_row("imaml identity", "identity", 0, lambda H, g: g),
     fitted_row(

@@ -148,6 +148,7 @@ def test_a_class_without_examples_is_never_predicted() -> None:
         ),
         (lambda: fmeta.protomaml(networks.mlp, SGD, steps=1, ways=1), ValueError, "ways must be an int of at least 2"),
         (lambda: fmeta.imaml(LOSS, SGD, steps=1, solver="lu"), ValueError, "solver must be one of"),  # type: ignore[arg-type]
+        (lambda: fmeta.imaml(LOSS, SGD, steps=1, damping=-1.0), ValueError, "damping must be in"),
         (lambda: fmeta.imaml(LOSS, SGD, steps=1, iterations=-1), ValueError, "iterations must be a non-negative int"),
         (lambda: fmeta.mamlpp(LOSS, steps=0), ValueError, "mamlpp: steps must be at least 1"),
         (lambda: fmeta.mamlpp(LOSS, steps=2, weights=(1.0,)), ValueError, "weights hold steps . 1 numbers"),

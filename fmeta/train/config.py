@@ -67,6 +67,8 @@ class Inner:
     """Learning rate of adaptation (where metasgd, mamlpp and learned start)."""
     strength: float = 2.0
     """Of imaml's pull towards the initial weights."""
+    damping: float = 0.0
+    """Of imaml's solver: curvature counts as if the pull were stronger by so much."""
     context: int = 5
     """Context parameters of cavia's model."""
     inner_optimizer: Literal["sgd", "adam"] = "sgd"
