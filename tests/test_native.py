@@ -306,6 +306,27 @@ def test_what_is_changed_in_place() -> None:
     check(fn, numbers(TASKS, 4, 6), axes=(0,))
 
 
+@pytest.mark.parametrize("width", [5, 32])
+def test_parts_of_a_tensor_are_written_in_their_order(width: int) -> None:
+    """Those that lie apart may be written by one loop; those that overlap, or that are read between, may not."""
+
+    def fn(x: Tensor) -> Any:
+        a, b, c = x.unbind(1)
+        apart = torch.stack([a * 2, b.tanh(), c + a, torch.rsqrt(c * c + 1)], 1)
+        beside = torch.cat([a.exp(), b * b], 1)
+        over = torch.zeros_like(apart)
+        over[:, 0].copy_(a + 1)
+        over[:, 0:2].copy_(apart[:, 2:4])
+        over[:, 1].copy_(b - c)
+        before = over[:, 1] * 2
+        over[:, 1, 1:].copy_(a[:, :-1] * 3)
+        over[:, 3].copy_(over[:, 1] + over[:, 0])
+        return apart, beside, over, before, (apart * over).sum()
+
+    check(fn, numbers(TASKS, 3, width), axes=(0,))
+    check(fn, numbers(TASKS, 3, width, dtype=torch.float32), axes=(0,), within=1e-5)
+
+
 REFUSED = {
     "a sort": (lambda x: x.sort(1)[0], (0,)),
     "a task picked": (lambda x: x[0], (0,)),
@@ -451,16 +472,19 @@ def test_large_steps_are_one_kernel_where_they_are_our_own(monkeypatch: pytest.M
     assert not is_small(Plan(), cpu, 1e12)
 
 
-def test_logarithms_of_single_precision() -> None:
+@pytest.mark.parametrize("name", ["log", "rsqrt"])
+def test_written_out_functions_of_single_precision(name: str) -> None:
     """Within two units in the last place of the true value, from the smallest number to the largest."""
+    fn = getattr(torch, name)
     exponents = torch.linspace(-44.8, 38.5, 40_001, dtype=torch.float64)
     x = torch.cat([10**exponents, 1 + torch.linspace(-0.4, 0.4, 20_001, dtype=torch.float64)]).float()
-    special = torch.tensor([0.0, -0.0, -1.0, torch.inf, -torch.inf, torch.nan, 1.0])
-    kernel = kernels.Kernel("log", torch.log, fmeta.Plan(compile=True))
-    got, want = kernel(x), torch.log(x.double())
+    special = torch.tensor([0.0, -0.0, -1.0, -1e-40, torch.inf, -torch.inf, torch.nan, 1.0])
+    kernel = kernels.Kernel(name, fn, fmeta.Plan(compile=True))
+    got, want = kernel(x), fn(x.double())
     step = torch.finfo(torch.float32).eps * want.abs()
-    assert ((got.double() - want).abs() <= 2 * step + 1e-9).all()
-    assert torch.equal(kernel(special).nan_to_num(7.0), torch.log(special).nan_to_num(7.0))
+    near_one = 1e-9 if name == "log" else 0.0
+    assert ((got.double() - want).abs() <= 2 * step + near_one).all()
+    assert torch.equal(kernel(special).nan_to_num(7.0), fn(special).nan_to_num(7.0))
 
 
 def test_a_single_condition_for_a_whole_tensor() -> None:

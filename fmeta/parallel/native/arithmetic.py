@@ -90,7 +90,7 @@ def power(exponent: Value) -> str:
         3: "({0} * {0} * {0})",
         -1: "(1 / {0})",
         0.5: "c_sqrt({0})",
-        -0.5: "(1 / c_sqrt({0}))",
+        -0.5: "fm_rsqrt({0})",
     }
     known |= {-2: "(1 / ({0} * {0}))", 4: "(({0} * {0}) * ({0} * {0}))", 1.5: "({0} * c_sqrt({0}))"}
     if isinstance(exponent, Const) and not isinstance(exponent.value, str):

@@ -11,6 +11,10 @@ from fmeta.parallel.native.schedule import plan
 from fmeta.parallel.native.text import Text, number
 
 HEAD = '#include "runtime.h"\n'
+LONG = '#if defined(__AVX512F__)\n#pragma GCC target("prefer-vector-width=512")\n#endif\n'
+"""gcc takes vectors of 256 bits unless told otherwise."""
+LANES, MANY = 16, 128
+"""Numbers of the longest vector; loops of so many that the rest of the last vector does not count."""
 COMBINE = {
     "sum": "a + b", "prod": "a * b", "all": "(a && b)", "any": "(a || b)", "max": "fm_max(a, b)", "min": "fm_min(a, b)",
 }  # fmt: skip
@@ -24,6 +28,7 @@ class Emitter:
         self.low, self.plan = low, plan(low)
         self.tables: dict[Grid, str] = {}
         self.body = Text()
+        self.loops: list[tuple[int, int]] = []
 
     def text(self) -> str:
         """The whole file."""
@@ -46,7 +51,12 @@ class Emitter:
         out("return bad;")
         out("}")
         tables = "".join(table(name, grid) for grid, name in self.tables.items())
-        return HEAD + tables + out.whole()
+        return LONG * self.even() + HEAD + tables + out.whole()
+
+    def even(self) -> bool:
+        """Whether nearly all loops are whole long vectors; others would leave a rest that goes number by number."""
+        whole = sum(total for total, inner in self.loops if inner % LANES == 0 or inner >= MANY)
+        return whole > 0.9 * sum(total for total, _ in self.loops)
 
     def shared(self, section: Section) -> None:
         """What is computed once."""
@@ -131,7 +141,7 @@ class Emitter:
         if isinstance(first, Call):
             self.body(self.call(first))
         else:
-            loop_text(self.body, loop, wide)
+            self.loops.append(loop_text(self.body, loop, wide))
 
     def call(self, call: Call) -> str:
         """A call of a template."""

@@ -201,15 +201,19 @@ class Nest:
                 self.text(f"{self.text.name(s.out.buffer)}[{self.at(s.out)}] = {name};")
 
 
-def loop_text(text: Text, loop: Loop, wide: bool) -> None:
-    """Write a loop nest."""
+def loop_text(text: Text, loop: Loop, wide: bool) -> tuple[int, int]:
+    """Write a loop nest; returns how many numbers it goes through, and how many of them in its innermost loop."""
     text("{")
     first = loop.statements[0]
+    total = inner = 0
     if isinstance(first, Map) and first.turns():
         transposed(text, first)
     else:
-        Nest(text, loop, wide).write()
+        nest = Nest(text, loop, wide)
+        nest.write()
+        total, inner = math.prod(nest.shape), nest.size(nest.loops[-1]) if nest.loops else 1
     text("}")
+    return total, inner
 
 
 def transposed(text: Text, s: Map) -> None:

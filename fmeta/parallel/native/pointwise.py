@@ -46,7 +46,7 @@ RULES: dict[Any, Rule] = {
     "logical_not": Rule("(!{0})", "bool"),
     "neg": Rule("(-{0})"), "abs": function("fm_abs"), "exp": function("fm_exp"), "expm1": function("c_expm1"),
     "log": function("fm_log"), "log1p": function("c_log1p"), "log2": function("c_log2"),
-    "sqrt": function("c_sqrt"), "rsqrt": Rule("(1 / c_sqrt({0}))"), "reciprocal": Rule("(1 / {0})"),
+    "sqrt": function("c_sqrt"), "rsqrt": function("fm_rsqrt"), "reciprocal": Rule("(1 / {0})"),
     "sin": function("c_sin"), "cos": function("c_cos"), "tan": function("c_tan"),
     "asin": function("c_asin"), "acos": function("c_acos"), "atan": function("c_atan"),
     "sinh": function("c_sinh"), "cosh": function("c_cosh"),

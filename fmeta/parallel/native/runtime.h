@@ -110,6 +110,25 @@ FM_INLINE float fm_log(float x) {
     r = x == 0 ? -INFINITY : r;
     return x >= 0 ? r : NAN;
 }
+// 1 / sqrt x from a guess by its bits and Newton's steps, sooner than a root and a division: within 2 units in the last
+// place
+FM_INLINE float fm_rsqrt(float x) {
+    const int small = x < 1.17549435e-38f;
+    const float z = small ? x * 16777216.0f : x, half = -0.5f * z;
+    int32_t bits;
+    __builtin_memcpy(&bits, &z, 4);
+    bits = 0x5f3759df - (bits >> 1);
+    float y;
+    __builtin_memcpy(&y, &bits, 4);
+    y = y * (1.5f + half * y * y);
+    y = y * (1.5f + half * y * y);
+    y = y + y * (0.5f + half * y * y);
+    y = small ? y * 4096.0f : y;
+    y = x == INFINITY ? 0.0f : y;
+    y = x == 0 ? __builtin_copysignf(INFINITY, x) : y;
+    return x >= 0 ? y : NAN;
+}
+FM_INLINE double fm_rsqrt(double x) { return 1 / c_sqrt(x); }
 FM_INLINE double fm_tanh(double x) { return c_tanh(x); }
 FM_INLINE double fm_erf(double x) { return c_erf(x); }
 FM_INLINE double fm_pow(double a, double b) { return c_pow(a, b); }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fmeta.parallel.native.inline import ready
-from fmeta.parallel.native.ir import Buffer, Call, Loop, Map, Section, Statement, Total
+from fmeta.parallel.native.ir import Buffer, Call, Loop, Map, Section, Statement, Total, View
 from fmeta.parallel.native.lower import Lowering
 from fmeta.parallel.native.memory import in_step, laid, ordered, packed
 
@@ -70,6 +70,7 @@ def joined(groups: list[list[Statement]]) -> list[Loop]:
     wrote: dict[Buffer, int] = {}
     read: dict[Buffer, int] = {}
     by: dict[Buffer, Map] = {}
+    parts: dict[Buffer, list[View]] = {}
     for group in groups:
         last = group[-1]
         first, shape = 0, last.shape if isinstance(last, Map) and last.shared_loop() else None
@@ -79,7 +80,8 @@ def joined(groups: list[list[Statement]]) -> list[Loop]:
                     direct = shape is not None and loops[wrote[b]].shape == shape and in_step(s, b, by.get(b))
                     first = max(first, wrote[b] + (not direct))
             for b in s.writes():
-                first = max(first, wrote.get(b, -1) + 1, read.get(b, -1) + 1)
+                beside = apart(s, parts.get(b, []))
+                first = max(first, -1 if beside else wrote.get(b, -1) + 1, read.get(b, -1) + 1)
         at = next((i for i in range(first, len(loops)) if loops[i].takes(shape)), len(loops))
         if at == len(loops):
             loops.append(Loop([], shape))
@@ -91,8 +93,31 @@ def joined(groups: list[list[Statement]]) -> list[Loop]:
                 by.pop(b, None)
                 if b not in wrote and isinstance(s, Map) and shape is not None and s.kind == "store":
                     by[b] = s
-                wrote[b] = at
+                wrote[b] = max(at, wrote.get(b, at))
+                parts.setdefault(b, []).extend(v for v in outs(s) if v.buffer is b)
     return loops
+
+
+def outs(s: Statement) -> list[View]:
+    """Where a statement writes."""
+    if isinstance(s, Call):
+        return s.outs
+    whole = View(s.out.buffer, (s.out.buffer.size,), (1,))
+    return [s.out if s.scatter is None else whole]
+
+
+def apart(s: Statement, others: list[View]) -> bool:
+    """Whether a statement writes to other places than all of these, so that the order does not matter."""
+    if not isinstance(s, Map) or s.kind != "store" or s.scatter is not None or not s.fresh:
+        return False
+    first, last = reach(s.out)
+    return all(last < low or first > high for low, high in map(reach, others))
+
+
+def reach(view: View) -> tuple[int, int]:
+    """The first and the last place of a view."""
+    steps = [(n - 1) * d for n, d in zip(view.shape, view.strides, strict=True)]
+    return view.offset + sum(d for d in steps if d < 0), view.offset + sum(d for d in steps if d > 0)
 
 
 def keep(sections: list[Section]) -> None:
