@@ -34,7 +34,7 @@ from fmeta.data.text import file_split, read_texts
 from fmeta.data.tokens import tokenise
 from fmeta.tasks import few_shot, trimmed
 from fmeta.train.config import MaybePath
-from fmeta.train.text import make_learner
+from fmeta.train.text import INSERTED, make_learner
 from fmeta.train.text_config import TextTask
 
 VAL_SEED, TEST_SEED, BATCH = 1_000_001, 1_000_002, 50
@@ -54,7 +54,7 @@ class Options:
     data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = ("banking77", "clinc150")
     folds: Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT [INT ...]")] = (1, 2, 3, 4, 5)
     model: str = "minilm"
-    learns: Literal["head", "last", "lora"] = "head"
+    learns: Literal["head", "last", "lora", "adapters"] = "head"
     layers: int = 1
     rank: int = 8
     ways: int = 20
@@ -149,6 +149,8 @@ def load(name: str, options: Options) -> Dataset:
     task = TextTask(model=options.model, learns=options.learns, layers=options.layers, rank=options.rank)
     made = make_learner(task, torch.device("cpu"))
     apply, params = fmeta.functionalize(made.model(None))
+    if options.learns in INSERTED:
+        apply, params = fmeta.freeze(apply, params, INSERTED[options.learns])
     begin, cpu = time.perf_counter(), time.process_time()
     pool = class_pool(
         tokenise("intents", [row[0] for row in rows], made.tokenizer, task.max_length).x, y, names
