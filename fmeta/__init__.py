@@ -32,11 +32,20 @@ from fmeta.algorithms import (
     simpleshot,
 )
 from fmeta.annealing import mamlpp_schedule, multi_step_weights
-from fmeta.estimate import Estimate, estimate, estimate_init, estimate_step, unit_norm
-from fmeta.estimators import Estimator, bptt, es, forward_mode, pes
+from fmeta.estimators import (
+    Estimate,
+    Estimator,
+    bptt,
+    es,
+    estimate,
+    estimate_init,
+    estimate_step,
+    forward_mode,
+    hypergrad,
+    pes,
+    unit_norm,
+)
 from fmeta.functional import functionalize
-from fmeta.hypergrad import hypergrad
-from fmeta.inserts import merged, with_adapters, with_lora
 from fmeta.meta import explain, meta_eval, meta_grad, meta_init, meta_step
 from fmeta.optim import (
     adagrad,
@@ -50,11 +59,18 @@ from fmeta.optim import (
     rmsprop,
     sgd,
 )
-from fmeta.parts import freeze, last_blocks, norm_names
+from fmeta.parts import (
+    freeze,
+    last_blocks,
+    merged,
+    norm_names,
+    select,
+    split,
+    with_adapters,
+    with_lora,
+)
 from fmeta.predict import meta_predict
-from fmeta.select import select
 from fmeta.sharp import sharpness_aware
-from fmeta.split import split
 from fmeta.standalone import export_adaptation
 from fmeta.stopping import early_stopping
 from fmeta.types import (

@@ -10,7 +10,7 @@ from torch import Tensor
 from fmeta import tree
 from fmeta.adapt import from_loop, predictor, weights_as_meta
 from fmeta.losses import reported
-from fmeta.select import Pattern, matches, select
+from fmeta.parts.select import Pattern, matches, select
 from fmeta.types import Adjoint, Algorithm, Batch, InnerLoop, LossFn, Params, Transform, Tree
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from fmeta.calibration import Reliability as Reliability
 from fmeta.calibration import calibration_error as calibration_error
 from fmeta.calibration import reliability as reliability
-from fmeta.purity import under_compilation
+from fmeta.functional.purity import under_compilation
 from fmeta.types import Batch, LossFn, Metrics, Params, Tree
 
 

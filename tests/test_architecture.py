@@ -24,10 +24,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FIRST = (
     ("types",),
     ("tree",),
-    ("rates", "norms", "select", "purity", "recurrent", "linalg", "weightfiles", "calibration"),
-    ("parts", "inserts", "split", "weights", "hub"),
-    ("losses", "schedules", "layers", "rewrites", "uphill"),
-    ("functional",),
+    ("rates", "functional", "calibration"),
+    ("parts",),
+    ("weights", "losses", "schedules", "uphill"),
     ("models", "data"),
     ("tasks",),
 )
@@ -39,8 +38,8 @@ LAYERS = (
     ("metric", "beside", "stopping", "sharp", "annealing"),
     ("algorithms",),
     ("parallel",),
-    ("meta", "estimators", "standalone"),
-    ("estimate", "hypergrad"),
+    ("meta", "standalone"),
+    ("estimators",),
     ("learned",),
     ("embeddings", "predict"),
     ("fmeta",),  # the public names, gathered

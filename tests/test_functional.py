@@ -426,7 +426,7 @@ def test_another_error_of_forward_stays_what_it_is() -> None:
 
 def test_the_check_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[int] = []
-    monkeypatch.setattr("fmeta.purity.refuse_changes", lambda before, after: looks.append(1))
+    monkeypatch.setattr("fmeta.functional.purity.refuse_changes", lambda before, after: looks.append(1))
     apply, params = functionalize(nn.Linear(3, 3))
     for _ in range(3):
         apply(params, torch.randn(2, 3))

@@ -197,7 +197,7 @@ def test_every_class_of_torch_nn_has_a_place() -> None:
 
 
 # What torch 2.14.1 gets wrong. When one of these fails, torch has been repaired, and what stands in for the
-# function in fmeta.rewrites can go.
+# function in fmeta.functional.rewrites can go.
 
 
 def layer_norm_loss(params: Params, x: Tensor) -> Tensor:
@@ -237,7 +237,7 @@ def test_torch_is_wrong_through_affine_norms_and_fmeta_is_right(loss: Loss) -> N
 
 def test_torch_is_wrong_through_weight_norm() -> None:
     v, g = torch.randn(3, 4, requires_grad=True), torch.rand(3, 1, requires_grad=True)
-    assert torch.autograd.gradgradcheck(lambda v, g: fmeta.rewrites.weight_norm(v, g), (v, g))
+    assert torch.autograd.gradgradcheck(lambda v, g: fmeta.functional.rewrites.weight_norm(v, g), (v, g))
     assert not torch.autograd.gradgradcheck(
         lambda v, g: torch._weight_norm(v, g), (v, g), raise_exception=False
     )

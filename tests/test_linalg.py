@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-from fmeta import linalg
-from fmeta.functional import differentiable
+from fmeta.functional import differentiable, linalg
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")
 

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fmeta import norms, rewrites
-from fmeta.functional import differentiable
+from fmeta.functional import differentiable, norms, rewrites
 
 CHANNELS = 5
 

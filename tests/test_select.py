@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fmeta.select import Pattern, matches, select
+from fmeta.parts.select import Pattern, matches, select
 
 NAMES = [
     "body.0.conv.weight",

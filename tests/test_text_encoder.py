@@ -30,10 +30,10 @@ from transformers import (
 )
 
 import fmeta
-from fmeta import hub
 from fmeta.models import encoder, part
 from fmeta.models.encoder import additive
 from fmeta.types import Batch, Task
+from fmeta.weights import hub
 
 SIZES: dict[str, Any] = {
     "vocab_size": 30,

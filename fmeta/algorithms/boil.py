@@ -11,7 +11,7 @@ from fmeta.adapt import check_loop, from_loop, predictor, weights_as_meta
 from fmeta.adjoint import unroll
 from fmeta.losses import reported
 from fmeta.optim import as_inner
-from fmeta.select import Pattern, matches
+from fmeta.parts.select import Pattern, matches
 from fmeta.types import Adjoint, Algorithm, InnerLoop, LossFn, Params, Transform
 
 

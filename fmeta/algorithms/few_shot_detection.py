@@ -16,7 +16,7 @@ from fmeta.adapt import check_loop, from_loop
 from fmeta.adjoint import first_order
 from fmeta.models.new_classes import BOXES, check_query, class_rows, count_classes, moved_to
 from fmeta.optim import as_inner
-from fmeta.select import Pattern, select
+from fmeta.parts.select import Pattern, select
 from fmeta.tasks.detection import pictures_of_step
 from fmeta.types import Adapted, Adjoint, Algorithm, Batch, InnerLoop, Metrics, Params, Task, Transform, Tree
 

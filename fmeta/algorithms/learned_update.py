@@ -13,7 +13,7 @@ from fmeta.adapt import check_loop
 from fmeta.adjoint import unroll
 from fmeta.beside import learned_beside
 from fmeta.optim import as_inner, sgd
-from fmeta.select import Pattern
+from fmeta.parts.select import Pattern
 from fmeta.types import Adjoint, Algorithm, LossFn, Params, Transform
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fmeta import tree
 from fmeta.adapt import weights_as_meta
-from fmeta.linalg import solve
+from fmeta.functional.linalg import solve
 from fmeta.losses import outputs
 from fmeta.metric import check_apply, fitted
 from fmeta.rates import positive

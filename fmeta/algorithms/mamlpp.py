@@ -15,8 +15,8 @@ from fmeta.adapt import check_loop
 from fmeta.adjoint import unroll
 from fmeta.beside import entry, learned_beside
 from fmeta.optim import sgd
+from fmeta.parts.select import Pattern
 from fmeta.rates import positive
-from fmeta.select import Pattern
 from fmeta.types import Adjoint, Algorithm, LossFn, Params, Transform, Tree
 
 

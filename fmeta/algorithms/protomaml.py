@@ -16,7 +16,7 @@ from fmeta.adjoint import unroll
 from fmeta.losses import check_integers, check_occur, outputs
 from fmeta.metric import check_apply, class_means
 from fmeta.optim import as_inner
-from fmeta.select import Pattern, select
+from fmeta.parts.select import Pattern, select
 from fmeta.types import Adapted, Adjoint, Algorithm, Batch, InnerLoop, Metrics, Params, Task, Transform, Tree
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fmeta import tree
-from fmeta.hub import pretrained
 from fmeta.types import Tree
+from fmeta.weights.hub import pretrained
 
 Tokenizer = Callable[..., Any]
 """As of transformers: ``tokenizer(texts, ...) -> {"input_ids": ...}``, with a ``pad_token_id``."""

@@ -18,7 +18,7 @@ from fmeta.learned.optimizer import Optimizer
 from fmeta.learned.rule import LearnedOptimizer
 from fmeta.learned.schedule import schedule
 from fmeta.types import Params, Transform
-from fmeta.weightfiles import read, record_of
+from fmeta.weights.files import read, record_of
 
 RULES: dict[str, Callable[..., LearnedOptimizer]] = {
     "meta_transformer": meta_transformer,

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from fmeta.norms import layer_norm
+from fmeta.functional.norms import layer_norm
 from fmeta.types import Params
 
 

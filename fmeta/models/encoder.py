@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fmeta.hub import pretrained
+from fmeta.weights.hub import pretrained
 
 CALL = "encoder"
 LENGTH = 10**0.5

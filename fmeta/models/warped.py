@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fmeta.select import Pattern, matches
+from fmeta.parts.select import Pattern, matches
 
 
 def warped(module: nn.Module, at: Pattern = ("*", "!head")) -> nn.Module:

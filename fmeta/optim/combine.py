@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from fmeta import tree
-from fmeta.select import Pattern, matches
+from fmeta.parts.select import Pattern, matches
 from fmeta.types import Transform, Tree
 
 

@@ -19,10 +19,10 @@ from torch.utils.flop_counter import flop_registry
 from fmeta import tree
 from fmeta.adapt import batch_of_step
 from fmeta.functional import differentiable
-from fmeta.linalg import WRONG_REVERSE_OVER_FORWARD
+from fmeta.functional.linalg import WRONG_REVERSE_OVER_FORWARD
+from fmeta.functional.norms import NATIVE_NORMS
+from fmeta.functional.purity import version
 from fmeta.losses import checked, checking_labels, fault, with_metrics
-from fmeta.norms import NATIVE_NORMS
-from fmeta.purity import version
 from fmeta.types import Batch, InnerLoop, Plan, Task, Tree
 
 

@@ -11,7 +11,7 @@ import fmeta
 from fmeta.adapt import from_loop
 from fmeta.models.detecting import Detection
 from fmeta.models.new_classes import PREDICTOR, SCORES
-from fmeta.select import Pattern
+from fmeta.parts.select import Pattern
 from fmeta.tasks.detection import pictures_of_step
 from fmeta.tasks.seeding import generator
 from fmeta.types import Algorithm, Params, Transform

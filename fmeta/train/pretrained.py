@@ -17,7 +17,7 @@ import fmeta.tasks
 from fmeta.data.features import weights_digest
 from fmeta.data.pool import Pools
 from fmeta.models.backbones import architecture, backbone, head_name, set_submodule
-from fmeta.select import matches
+from fmeta.parts.select import matches
 from fmeta.train.picture_config import ImagesTask
 from fmeta.train.terminal import say
 from fmeta.types import Params, Sampler

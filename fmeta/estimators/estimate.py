@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fmeta import tree
-from fmeta.estimators import Course, Estimator, check_floating
+from fmeta.estimators.values import Course, Estimator, check_floating
 from fmeta.meta import check_outer
 from fmeta.parallel import Unrolled, check_plan
 from fmeta.types import MetaState, Metrics, Plan, System, Transform, Tree

@@ -1,7 +1,7 @@
 """What stands in for functions of torch that cannot be differentiated twice, or not under vmap.
 
 Each takes the arguments of the function that it replaces and gives its values. Norms are silently wrong in
-torch, and so are some solvers (`fmeta.norms`, `fmeta.linalg`); the others here would raise in one nesting or
+torch, and so are some solvers (`norms`, `linalg`); the others here would raise in one nesting or
 another.
 """
 
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fmeta import linalg, norms, recurrent
+from fmeta.functional import linalg, norms, recurrent
 
 
 def attention(

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear
 
+from fmeta.parts.select import Pattern, select
 from fmeta.rates import positive
-from fmeta.select import Pattern, select
 from fmeta.types import Params
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from fmeta.select import Pattern, select
+from fmeta.parts.select import Pattern, select
 from fmeta.types import Params
 
 Model = tuple[Callable[..., Any], Params]

@@ -12,8 +12,8 @@ from torch import nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
-from fmeta import layers, purity
-from fmeta.rewrites import REWRITES
+from fmeta.functional import layers, purity
+from fmeta.functional.rewrites import REWRITES
 from fmeta.types import Params
 
 Statistics = Literal["batch", "frozen"]
@@ -153,7 +153,7 @@ def differentiable() -> AbstractContextManager[Any]:
     """A context in which every derivative of norm layers and attention is right; cheap to enter.
 
     Whatever calls layer, batch or instance norm of torch inside, a module or a hand-written loss, gets
-    `fmeta.norms`. Attention is the plain formula, since the fused kernels have no second derivative, and the
+    `fmeta.functional.norms`. Attention is the plain formula, since the fused kernels have no second derivative, and the
     fast path of ``nn.TransformerEncoderLayer`` and ``nn.MultiheadAttention`` is not taken.
     """
     return nullcontext() if _is_active() else _Rewrite()

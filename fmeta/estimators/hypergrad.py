@@ -12,7 +12,7 @@ from torch.func import grad, grad_and_value, jvp
 from fmeta import tree
 from fmeta.adapt import check_loop, from_loop, run
 from fmeta.adjoint import unroll
-from fmeta.estimators import basis, check_floating
+from fmeta.estimators.values import basis, check_floating
 from fmeta.functional import differentiable
 from fmeta.implicit import SOLVERS
 from fmeta.meta import meta_grad

@@ -15,8 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
-from fmeta import purity
-from fmeta.recurrent import Recurrent
+from fmeta.functional import purity
+from fmeta.functional.recurrent import Recurrent
 
 NOT_PURE: dict[type, str] = {
     nn.SyncBatchNorm: "it talks to other processes in its forward. Use nn.BatchNorm2d",

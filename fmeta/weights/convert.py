@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fmeta.select import Pattern, matches
+from fmeta.parts.select import Pattern, matches
 from fmeta.types import Params
-from fmeta.weightfiles import read, record_of
+from fmeta.weights.files import read, record_of
 
 __all__ = ("in_dtype", "load", "read", "record_of", "save", "save_pretrained", "state_dict")
 

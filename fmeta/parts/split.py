@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from torch import fx, nn
 
-from fmeta.select import Pattern, matches
+from fmeta.parts.select import Pattern, matches
 
 SIZES = ("size", "dim", "numel", "shape", "device", "dtype", "ndim")
 
