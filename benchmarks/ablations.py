@@ -16,9 +16,9 @@ import torch
 from fmeta import learned
 from fmeta.train import folder
 from fmeta.train.evaluate import TEST_SEED, estimate
-from fmeta.train.learning import weights
-from fmeta.train.learning_report import scored, tests_of
-from fmeta.train.learning_setup import build
+from fmeta.train.learning.recipe import weights
+from fmeta.train.learning.report import scored, tests_of
+from fmeta.train.learning.setup import build
 
 
 def main() -> None:

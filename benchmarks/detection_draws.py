@@ -18,10 +18,11 @@ from fmeta.data import BoxPool, Featured, box_folder
 from fmeta.models.detector import GeneralizedRCNN, merged_detector
 from fmeta.tasks.detection import batch_of, draw
 from fmeta.tasks.seeding import generator
-from fmeta.train import checkpoint, detection_plots
-from fmeta.train.average_precision import average_precision
-from fmeta.train.detecting import adapted_at, predictions, support_of
-from fmeta.train.detection_baselines import fine_tuning
+from fmeta.train import checkpoint
+from fmeta.train.detection import plots as detection_plots
+from fmeta.train.detection.adapting import adapted_at, predictions, support_of
+from fmeta.train.detection.average_precision import average_precision
+from fmeta.train.detection.baselines import fine_tuning
 
 METHODS = ("meta", "tfa linear", "tfa cosine", "fine_tuned")
 

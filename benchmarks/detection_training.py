@@ -19,8 +19,8 @@ from fmeta.models.detecting import Detection, detection
 from fmeta.models.detector import merged_detector, split_detector
 from fmeta.tasks.detection import detection as episodes
 from fmeta.train import checkpoint
-from fmeta.train.detection_config import DetectionTask
-from fmeta.train.detection_data import (
+from fmeta.train.detection.config import DetectionTask
+from fmeta.train.detection.data import (
     ONE_BY_ONE,
     base_params,
     base_training,

@@ -34,8 +34,8 @@ from fmeta.data.text import file_split, read_texts
 from fmeta.data.tokens import tokenise
 from fmeta.tasks import few_shot, trimmed
 from fmeta.train.config import MaybePath
-from fmeta.train.text import INSERTED, make_learner
-from fmeta.train.text_config import TextTask
+from fmeta.train.text.config import TextTask
+from fmeta.train.text.recipe import INSERTED, make_learner
 
 VAL_SEED, TEST_SEED, BATCH = 1_000_001, 1_000_002, 50
 PENALTIES = (0.1, 1.0, 10.0, 100.0)

@@ -22,11 +22,12 @@ import fmeta
 from fmeta import Batch
 from fmeta.models import backbones
 from fmeta.models.resnet20 import ResNet20
-from fmeta.train import cli, commands, family, pretrained
+from fmeta.train import cli, commands, family
 from fmeta.train.cli import main
 from fmeta.train.config import Config
 from fmeta.train.experiment import build
 from fmeta.train.folder import load_run
+from fmeta.train.pictures import pretrained
 from fmeta.train.recipes import RECIPES
 from fmeta.train.run import run
 
@@ -481,7 +482,7 @@ def test_only_runs_of_pictures_take_pictures(tmp_path: Path) -> None:
     from tiny_runs import tiny_sinusoid
 
     from fmeta.train import folder as folders
-    from fmeta.train.adapting_pictures import load_picture_classifier
+    from fmeta.train.pictures.adapting import load_picture_classifier
 
     folders.create(tiny_sinusoid(tmp_path / "sine"), "fmeta train sinusoid")
     with pytest.raises(
@@ -491,7 +492,7 @@ def test_only_runs_of_pictures_take_pictures(tmp_path: Path) -> None:
 
 
 def test_characters_are_read_light_on_dark() -> None:
-    from fmeta.train.adapting_pictures import light_on_dark
+    from fmeta.train.pictures.adapting import light_on_dark
 
     printed = torch.full((1, 4, 4), 255, dtype=torch.uint8)
     printed[0, 1] = 0

@@ -17,7 +17,7 @@ from fmeta.train import commands, family
 from fmeta.train.config import Config
 from fmeta.train.experiment import build
 from fmeta.train.folder import load_run
-from fmeta.train.picture_config import ImagesTask
+from fmeta.train.pictures.config import ImagesTask
 from fmeta.train.recipes import RECIPES
 
 

@@ -14,13 +14,14 @@ from safetensors.torch import load_file, save_file
 from text_cases import LONGEST, save_encoder, sentences, tiny_bert, write_csv
 
 import fmeta
-from fmeta.train import commands, text
-from fmeta.train.adapting import load_classifier, no_tasks
+from fmeta.train import commands
 from fmeta.train.cli import main
 from fmeta.train.config import Config
 from fmeta.train.experiment import build
 from fmeta.train.folder import keep, load_run
 from fmeta.train.recipes import RECIPES
+from fmeta.train.text import recipe as text
+from fmeta.train.text.adapting import load_classifier, no_tasks
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +255,7 @@ def test_other_runs_have_no_sentences(tmp_path: Path, run: Path) -> None:
     ):
         load_classifier(tmp_path / "sine")
     with pytest.raises(ValueError, match="adapt: there is no file"):
-        from fmeta.train.adapting import adapt_text
+        from fmeta.train.text.adapting import adapt_text
 
         few_csv, _ = few(tmp_path)
         adapt_text(run, few_csv, tmp_path / "none.csv", tmp_path / "p.csv")

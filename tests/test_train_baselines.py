@@ -16,7 +16,7 @@ import fmeta
 from fmeta.train import baselines, experiment, family
 from fmeta.train.config import Outer
 from fmeta.train.evaluate import scores
-from fmeta.train.picture_config import FewShotTask
+from fmeta.train.pictures.config import FewShotTask
 from fmeta.types import Batch, Task
 
 

@@ -19,10 +19,10 @@ import fmeta
 from fmeta.data import Pools
 from fmeta.models.rcnn import with_norms_of
 from fmeta.tasks.detection import batch_of
-from fmeta.train import checkpoint, cli, commands, detection_data
-from fmeta.train.average_precision import average_precision
+from fmeta.train import checkpoint, cli, commands
 from fmeta.train.config import Config, Inner, Machine, Outer, Report
-from fmeta.train.detecting import (
+from fmeta.train.detection import data as detection_data
+from fmeta.train.detection.adapting import (
     adapt_detector,
     adapt_heads,
     adapted_at,
@@ -30,9 +30,10 @@ from fmeta.train.detecting import (
     make_algorithm,
     support_of,
 )
-from fmeta.train.detection import train
-from fmeta.train.detection_baselines import fine_tuning
-from fmeta.train.detection_config import DetectionTask
+from fmeta.train.detection.average_precision import average_precision
+from fmeta.train.detection.baselines import fine_tuning
+from fmeta.train.detection.config import DetectionTask
+from fmeta.train.detection.recipe import train
 
 
 def tiny_config(out: Path, **task: Any) -> Config[DetectionTask]:

@@ -12,10 +12,11 @@ from helpers import assert_trees_equal
 
 import fmeta
 from fmeta import learned
-from fmeta.train import checkpoint, learning_problems
+from fmeta.train import checkpoint
 from fmeta.train.cli import main
 from fmeta.train.commands import outcome_of
-from fmeta.train.learning_config import LearningTask
+from fmeta.train.learning import problems as learning_problems
+from fmeta.train.learning.config import LearningTask
 from fmeta.train.logging import read_metrics
 
 SMALL = [
@@ -27,7 +28,7 @@ SMALL = [
 
 @pytest.fixture(autouse=True)
 def few_rates(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("fmeta.learned.comparison", "fmeta.train.learning_report"):
+    for module in ("fmeta.learned.comparison", "fmeta.train.learning.report"):
         monkeypatch.setattr(f"{module}.RATES", (0.001, 0.01))
 
 
@@ -70,7 +71,7 @@ def test_a_run_is_tested_and_used(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 @pytest.mark.parametrize("optimizer", ["policy", "schedule", "mlp", "lstm"])
 def test_other_optimisers_learn_too(tmp_path: Path, optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fmeta.train.learning.report", lambda *args: 0)
+    monkeypatch.setattr("fmeta.train.learning.recipe.report", lambda *args: 0)
     run(*SMALL, "--optimizer", optimizer, "--out", str(tmp_path / "run"))
     theta = learned.load(tmp_path / "run").theta
     first = learned.load(tmp_path / "run").rule.init(0)

@@ -100,8 +100,8 @@ def test_a_kept_run_gives_its_reported_accuracy(
 def test_the_kept_optimiser_beats_tuned_adam(problem: str) -> None:
     """On 24 of the reported trainings, with Adam at the best rate for them: as the report says, by a wide margin."""
     from fmeta import learned
-    from fmeta.train import learning_setup
     from fmeta.train.evaluate import TEST_SEED
+    from fmeta.train.learning import setup as learning_setup
 
     folder = KEPT / "learned_meta_transformer"
     experiment, loaded = learning_setup.build(read_config(folder)), learned.load(folder)

@@ -11,7 +11,7 @@ from fmeta.data import Pools, from_tensors
 from fmeta.train.config import Config, Inner, Machine, Outer, Report, SinusoidTask
 from fmeta.train.logging import read_metrics
 from fmeta.train.loop import Hooks
-from fmeta.train.picture_config import FewShotTask
+from fmeta.train.pictures.config import FewShotTask
 
 
 def tiny_sinusoid(out: Path, **outer: Any) -> Config[SinusoidTask]:

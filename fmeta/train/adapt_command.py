@@ -60,12 +60,12 @@ class AdaptCommand:
             raise ValueError(f"adapt: a run of {recipe} needs something to predict. Give it with --query.")
         out = self.out or Path("predictions.csv")
         if recipe != "text":
-            from fmeta.train.adapting_pictures import adapt_pictures
+            from fmeta.train.pictures.adapting import adapt_pictures
 
             return adapt_pictures(
                 self.run, self.support, self.query, out, name=self.checkpoint, root=self.root
             )
-        from fmeta.train.adapting import adapt_text
+        from fmeta.train.text.adapting import adapt_text
 
         return adapt_text(
             self.run,
@@ -80,7 +80,7 @@ class AdaptCommand:
 
     def detector(self) -> int:
         """Adapt a detector."""
-        from fmeta.train.detecting import adapt_detector, load_detector
+        from fmeta.train.detection.adapting import adapt_detector, load_detector
         from fmeta.train.terminal import say
 
         if self.images is None:

@@ -18,8 +18,8 @@ from fmeta.stopping import unwrapped
 from fmeta.train.choices import STEPLESS
 from fmeta.train.experiment import Experiment
 from fmeta.train.options import to_json
-from fmeta.train.picture_config import FewShotTask
-from fmeta.train.pretrained import Pieces, original
+from fmeta.train.pictures.config import FewShotTask
+from fmeta.train.pictures.pretrained import Pieces, original
 from fmeta.train.terminal import say
 from fmeta.types import Batch, Params, Tree
 from fmeta.weights import Dtype

@@ -41,11 +41,11 @@ def train(config: Config[Any], command: str) -> int:
             resumed, and after too many steps that were not finite.
     """
     if config.recipe == "detection":
-        from fmeta.train import detection  # torchvision takes seconds to import
+        from fmeta.train.detection import recipe as detection  # torchvision takes seconds to import
 
         return detection.train(config, command)
     if config.recipe == "learned-optimizer":
-        from fmeta.train import learning
+        from fmeta.train.learning import recipe as learning
 
         return learning.train(config, command)
     with processes() as together:
@@ -127,11 +127,11 @@ def evaluate(
     shown = checked("eval", tasks, steps, baseline_steps)
     with_tasks(folder.read_config(path), ways, shots, queries)
     if folder.read_config(path).recipe == "detection":
-        from fmeta.train import detection  # torchvision takes seconds to import
+        from fmeta.train.detection import recipe as detection  # torchvision takes seconds to import
 
         return detection.report(path, command, checkpoint)
     if folder.read_config(path).recipe == "learned-optimizer":
-        from fmeta.train import learning
+        from fmeta.train.learning import recipe as learning
 
         return learning.report(path, command, checkpoint, tasks)
     with processes() as together:

@@ -56,7 +56,7 @@ def build(
     if config.recipe == "detection":
         raise ValueError(
             "load: detection has runs of its own kind, got one where a run of another recipe was expected. Use "
-            "fmeta.train.detecting.load_detector(folder)."
+            "fmeta.train.detection.adapting.load_detector(folder)."
         )
     if config.recipe == "learned-optimizer":
         raise ValueError(

@@ -17,8 +17,8 @@ from fmeta.train.config import Config
 from fmeta.train.evaluate import estimate, per_task
 from fmeta.train.experiment import Experiment, build
 from fmeta.train.options import to_json
-from fmeta.train.picture_config import ImagesTask
-from fmeta.train.pretrained import Pieces, original, pieces
+from fmeta.train.pictures.config import ImagesTask
+from fmeta.train.pictures.pretrained import Pieces, original, pieces
 from fmeta.train.terminal import format_metric, say
 from fmeta.types import Algorithm, Tree
 from fmeta.weights import Dtype

@@ -17,10 +17,10 @@ from fmeta.data.warp import quarter_turns
 from fmeta.tasks.seeding import generator
 from fmeta.train.config import Config, SinusoidTask
 from fmeta.train.later import later
-from fmeta.train.picture_config import FewShotTask, ImagesTask, OmniglotTask
-from fmeta.train.pretrained import with_backbone
-from fmeta.train.text import text_parts
-from fmeta.train.text_config import TextTask
+from fmeta.train.pictures.config import FewShotTask, ImagesTask, OmniglotTask
+from fmeta.train.pictures.pretrained import with_backbone
+from fmeta.train.text.config import TextTask
+from fmeta.train.text.recipe import text_parts
 from fmeta.types import Algorithm, Batch, LossFn, Params, Sampler, Task
 
 HELD_BATCH = 50

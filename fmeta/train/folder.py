@@ -19,7 +19,7 @@ from fmeta.train.experiment import Experiment, build
 from fmeta.train.loop import Progress
 from fmeta.train.options import changed_maths, flag, from_json, options, to_json
 from fmeta.train.recipes import RECIPES
-from fmeta.train.text_config import TextTask
+from fmeta.train.text.config import TextTask
 from fmeta.types import MetaState, Tree
 
 

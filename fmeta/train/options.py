@@ -9,7 +9,7 @@ from typing import Any
 
 from fmeta.train.choices import EMBEDDINGS
 from fmeta.train.config import Config
-from fmeta.train.picture_config import FewShotTask
+from fmeta.train.pictures.config import FewShotTask
 
 FREE_ON_RESUME = frozenset(
     {

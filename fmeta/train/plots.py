@@ -21,7 +21,7 @@ from fmeta.train.experiment import Experiment
 from fmeta.train.family import HELD_BATCH
 from fmeta.train.logging import read_metrics
 from fmeta.train.run import without_steps
-from fmeta.train.text_config import TextTask
+from fmeta.train.text.config import TextTask
 from fmeta.types import Task, Tree
 
 LEARNED, TUNED, FAINT, SCRATCH, PLAIN, INK = (

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from fmeta.train.config import Config, Inner, Machine, Outer, Report, SinusoidTask
-from fmeta.train.detection_config import DetectionTask
-from fmeta.train.learning_config import LearningConfig, LearningTask
-from fmeta.train.picture_config import FewShotTask, ImagesTask, OmniglotTask
-from fmeta.train.text_config import TextTask
+from fmeta.train.detection.config import DetectionTask
+from fmeta.train.learning.config import LearningConfig, LearningTask
+from fmeta.train.pictures.config import FewShotTask, ImagesTask, OmniglotTask
+from fmeta.train.text.config import TextTask
 
 
 def sinusoid() -> Config[SinusoidTask]:

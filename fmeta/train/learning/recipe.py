@@ -17,8 +17,8 @@ from fmeta.parallel import launched
 from fmeta.train import checkpoint, folder
 from fmeta.train.config import Config
 from fmeta.train.evaluate import VALIDATION_SEED
-from fmeta.train.learning_config import LearningTask
-from fmeta.train.learning_setup import Learning, build
+from fmeta.train.learning.config import LearningTask
+from fmeta.train.learning.setup import Learning, build
 from fmeta.train.logging import open_metrics
 from fmeta.train.loop import Hooks, Progress, Settings, fit
 from fmeta.train.options import check
@@ -61,7 +61,7 @@ def train(config: Config[LearningTask], command: str) -> int:
 
 def report(path: Path, command: str, name: str = "best", tasks: int | None = None) -> int:
     """Compare a run's optimiser with ordinary ones; see ``fmeta.train.learning_report``."""
-    from fmeta.train.learning_report import report as told
+    from fmeta.train.learning.report import report as told
 
     config = folder.read_config(path)
     experiment = build(config)

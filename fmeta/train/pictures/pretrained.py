@@ -18,7 +18,7 @@ from fmeta.data.features import weights_digest
 from fmeta.data.pool import Pools
 from fmeta.models.backbones import architecture, backbone, head_name, set_submodule
 from fmeta.parts.select import matches
-from fmeta.train.picture_config import ImagesTask
+from fmeta.train.pictures.config import ImagesTask
 from fmeta.train.terminal import say
 from fmeta.types import Params, Sampler
 

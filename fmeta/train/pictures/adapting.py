@@ -2,7 +2,7 @@
 
 In Python::
 
-    from fmeta.train.adapting_pictures import load_picture_classifier
+    from fmeta.train.pictures.adapting import load_picture_classifier
 
     classifier = load_picture_classifier("runs/images-20261128-120000").fit([*cats, *dogs], ["cat"] * 5 + ["dog"] * 5)
     print(classifier.predict([new]))  # paths of pictures in, a probability for each class out
@@ -22,14 +22,14 @@ import fmeta
 from fmeta import tree
 from fmeta.data.images import Source, decode_file, open_source, square
 from fmeta.train import folder
-from fmeta.train.adapting import CALL, Learner, said_accuracy, with_ways, write_predictions
 from fmeta.train.choices import STEPLESS
 from fmeta.train.device import pick_device
 from fmeta.train.experiment import build
 from fmeta.train.exporting import parts_of
 from fmeta.train.options import located
-from fmeta.train.picture_config import FewShotTask, ImagesTask
+from fmeta.train.pictures.config import FewShotTask, ImagesTask
 from fmeta.train.terminal import say
+from fmeta.train.text.adapting import CALL, Learner, said_accuracy, with_ways, write_predictions
 from fmeta.types import Algorithm, Tree
 
 

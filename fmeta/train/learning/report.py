@@ -16,8 +16,8 @@ from fmeta.learned.comparison import ORDINARY, RATES, SCALE, ordinary
 from fmeta.learned.problems import Problem
 from fmeta.train import folder
 from fmeta.train.evaluate import TEST_SEED, VALIDATION_SEED, estimate
-from fmeta.train.learning_problems import make_problem
-from fmeta.train.learning_setup import Learning
+from fmeta.train.learning.problems import make_problem
+from fmeta.train.learning.setup import Learning
 from fmeta.train.plots import PALETTE, STYLE
 from fmeta.train.terminal import say
 from fmeta.types import Params

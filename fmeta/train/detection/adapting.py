@@ -25,9 +25,10 @@ from fmeta.models.detector import Detector, merged_detector, split_detector
 from fmeta.models.new_classes import object_detector
 from fmeta.tasks.detection import batch_of, rounds
 from fmeta.tasks.seeding import generator
-from fmeta.train import checkpoint, detection_plots, folder
+from fmeta.train import checkpoint, folder
 from fmeta.train.config import Config
-from fmeta.train.detection_data import built
+from fmeta.train.detection import plots as detection_plots
+from fmeta.train.detection.data import built
 from fmeta.types import Adapted, Algorithm, Batch, InnerLoop, Params, Tree
 from fmeta.weights import Dtype
 

@@ -18,10 +18,10 @@ from fmeta.models.detector import merged_detector, split_detector
 from fmeta.parallel import ALONE, launched
 from fmeta.tasks.detection import batch_of, detection, draw
 from fmeta.tasks.seeding import generator
-from fmeta.train import checkpoint, detection_plots, folder
-from fmeta.train.average_precision import Precision, average_precision, load
+from fmeta.train import checkpoint, folder
 from fmeta.train.config import Config
-from fmeta.train.detecting import (
+from fmeta.train.detection import plots as detection_plots
+from fmeta.train.detection.adapting import (
     BASE,
     Learned,
     adapt_heads,
@@ -31,8 +31,9 @@ from fmeta.train.detecting import (
     predictions,
     support_of,
 )
-from fmeta.train.detection_config import DetectionTask
-from fmeta.train.detection_data import (
+from fmeta.train.detection.average_precision import Precision, average_precision, load
+from fmeta.train.detection.config import DetectionTask
+from fmeta.train.detection.data import (
     ONE_BY_ONE,
     base_params,
     base_training,

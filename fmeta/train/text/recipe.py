@@ -21,7 +21,7 @@ from fmeta.models.encoder import Encoder
 from fmeta.tasks.seeding import generator
 from fmeta.train.choices import EMBEDDINGS, STEPLESS
 from fmeta.train.later import later
-from fmeta.train.text_config import TextTask
+from fmeta.train.text.config import TextTask
 from fmeta.types import Algorithm, Batch, Params, Sampler, Task
 
 FITS = 2**30

@@ -12,7 +12,7 @@ from fmeta.data.pool import Pool, Pools, class_pool
 from fmeta.learned import problems
 from fmeta.learned.problems import Problem
 from fmeta.learned.text import text as learned_text
-from fmeta.train.learning_config import LearningTask
+from fmeta.train.learning.config import LearningTask
 
 SIZE = 8
 """Height and width of the pictures."""

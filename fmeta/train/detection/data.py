@@ -19,7 +19,7 @@ from fmeta.models.detector import Detector, GeneralizedRCNN, split_detector
 from fmeta.models.new_classes import BOXES, SCORES
 from fmeta.models.rcnn import faster_rcnn, mobilenet_detector, with_norms_of
 from fmeta.tasks.detection import pictures
-from fmeta.train.detection_config import DetectionTask
+from fmeta.train.detection.config import DetectionTask
 from fmeta.types import Params, Plan
 
 ONE_BY_ONE = Plan(engine="autograd", tasks="loop")

@@ -14,8 +14,8 @@ from fmeta.learned.problems import Problem, Training
 from fmeta.train.config import Config
 from fmeta.train.device import pick_device
 from fmeta.train.experiment import make_outer, make_plan
-from fmeta.train.learning_config import LearningTask
-from fmeta.train.learning_problems import make_problems, pools_of
+from fmeta.train.learning.config import LearningTask
+from fmeta.train.learning.problems import make_problems, pools_of
 from fmeta.types import Plan
 
 RULES: dict[str, Callable[[float], learned.LearnedOptimizer]] = {

@@ -1,0 +1,1 @@
+"""Few-shot detection: its recipe, and a meta-learned detector in use."""

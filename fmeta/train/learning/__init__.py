@@ -1,0 +1,1 @@
+"""Learned optimisers: their recipe, and what one is worth beside others."""

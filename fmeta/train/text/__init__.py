@@ -1,0 +1,1 @@
+"""Text: its recipe, and a run in use on new labels."""
