@@ -15,6 +15,7 @@ from torch import Tensor
 from fmeta.calibration import Reliability as Reliability
 from fmeta.calibration import calibration_error as calibration_error
 from fmeta.calibration import reliability as reliability
+from fmeta.functional import check_apply
 from fmeta.functional.purity import under_compilation
 from fmeta.types import Batch, LossFn, Metrics, Params, Tree
 
@@ -31,7 +32,7 @@ def cross_entropy(apply: Callable[..., Any], *, label_smoothing: float = 0.0) ->
         label_smoothing: weight of the uniform distribution in the target, in [0, 1); as in torch.
 
     Raises:
-        TypeError: if labels are not integers.
+        TypeError: if labels are not integers, or for a module in the place of ``apply``.
         ValueError: if a label is not in ``0..ways-1``. This is looked at once, in the first call outside of
             any transform and compiler; samplers look always.
 
@@ -40,6 +41,7 @@ def cross_entropy(apply: Callable[..., Any], *, label_smoothing: float = 0.0) ->
     >>> round(loss.item(), 4), metrics["accuracy"].item()
     (0.3133, 1.0)
     """
+    check_apply("cross_entropy", apply)
     if not 0.0 <= label_smoothing < 1.0:
         raise ValueError(f"cross_entropy: label_smoothing must be in [0, 1), got {label_smoothing}.")
     return CrossEntropy(apply, label_smoothing)
@@ -49,8 +51,10 @@ def mse(apply: Callable[..., Any]) -> LossFn:
     """Mean squared error ``mean((apply(params, x) - y) ** 2)``; inputs are passed as in `cross_entropy`.
 
     Raises:
+        TypeError: for a module in the place of ``apply``.
         ValueError: if outputs and targets differ in shape; they are never broadcast.
     """
+    check_apply("mse", apply)
     return MeanSquaredError(apply)
 
 

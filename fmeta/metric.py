@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,15 +64,6 @@ def fitted(
         return scores(adapted.params, meta, x)
 
     return from_loop(init, loop, predict)
-
-
-def check_apply(call: str, apply: Any, name: str = "apply") -> None:
-    """Refuse a module where a function of its parameters is expected."""
-    if not callable(apply) or isinstance(apply, torch.nn.Module):
-        raise TypeError(
-            f"{call}: {name} must be a callable (params, x) -> embedding, got {type(apply).__name__}. "
-            "Use `apply, params = fmeta.functionalize(module)`."
-        )
 
 
 def class_means(embedded: Tensor, member: Tensor) -> Tensor:

@@ -97,6 +97,9 @@ def test_step_weights_fit_the_steps(weights: tuple[float, ...]) -> None:
 
 
 def test_protonet_checks_its_arguments() -> None:
+    for loss in (fmeta.losses.mse, fmeta.losses.cross_entropy):
+        with pytest.raises(TypeError, match=r"apply must be a callable .* got Linear. Use `apply, params"):
+            loss(torch.nn.Linear(2, 2))
     with pytest.raises(TypeError, match=r"protonet: apply must be a callable .* got int. Use `apply, params"):
         fmeta.protonet(3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"protonet: distance must be one of \['cosine', 'euclidean'\]"):

@@ -187,6 +187,27 @@ def test_any_algorithm_takes_it_as_its_inner_optimiser(name: str) -> None:
     assert_trees_close(fast, slow)
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_gradient_to_initial_weights_equals_finite_differences(steps: int) -> None:
+    """To those too: what the rule remembers of the first gradient depends on them."""
+    torch.manual_seed(0)
+    apply, params = fmeta.functionalize(fmeta.models.mlp([1, 6, 1]).double())
+    algorithm = fmeta.learned_update(fmeta.losses.mse(apply), RULES["meta_transformer"], steps=steps)
+    drawn = {name: leaf + 0.3 * torch.randn_like(leaf) for name, leaf in params.items()}
+    meta = {"params": drawn, "theta": weights("meta_transformer", 0.3)}
+    tasks = as_double(fmeta.tasks.sinusoid(tasks=2, shots=4, queries=4)(0, 0))
+    grads, _ = fmeta.meta_grad(algorithm, EAGER)(meta, tasks)
+    direction = {name: torch.randn_like(leaf) for name, leaf in drawn.items()}
+
+    def at(step: float) -> torch.Tensor:
+        moved = {name: leaf + step * direction[name] for name, leaf in drawn.items()}
+        each = [fmeta.tree.select(tasks, index) for index in range(2)]
+        return sum(algorithm.loss({**meta, "params": moved}, task)[0] for task in each) / 2
+
+    along = sum((grads["params"][name] * direction[name]).sum() for name in direction)
+    assert_trees_close(along, (at(1e-6) - at(-1e-6)) / 2e-6, 1e-7)
+
+
 def test_what_the_rules_refuse() -> None:
     rule = RULES["meta_transformer"]
     with pytest.raises(
@@ -397,6 +418,17 @@ def test_blocks_come_and_go_with_the_parameters() -> None:
     assert pickle.loads(pickle.dumps(optimizer.rule)).name == "meta_transformer"
 
 
+def test_the_face_refuses_sparse_gradients_and_copies_its_rate() -> None:
+    module = nn.Embedding(5, 3, sparse=True)
+    face = learned.Optimizer(module.parameters(), RULES["schedule"], RULES["schedule"].init(0), lr=0.5)
+    module(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(RuntimeError, match=r"^learned.Optimizer: gradients must be dense, got a sparse one"):
+        face.step()
+    again = copy.deepcopy(face)
+    again.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
+    assert [group["lr"] for group in again.param_groups] == [0.5, 0.5]
+
+
 @pytest.mark.parametrize("name", ["schedule", "lstm"])
 def test_the_face_goes_on_from_a_state_dict(name: str) -> None:
     loaded = learned.Loaded(RULES[name], RULES[name].init(0))
@@ -413,6 +445,12 @@ def test_the_face_goes_on_from_a_state_dict(name: str) -> None:
     for state in (torch.optim.Adam(parts.parameters()).state_dict(), strange.state_dict()):
         with pytest.raises(ValueError, match=rf"^learned.Optimizer: the state dict must be one of {name}"):
             second.load_state_dict(state)
+    wider = nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 2))
+    face = loaded.optimizer(wider.parameters(), steps=8)
+    with pytest.raises(
+        ValueError, match=r"^learned.Optimizer: the state dict must be of parameters of the same"
+    ):
+        face.load_state_dict(second.state_dict())
     copied, copied_optimizer = copy.deepcopy((parts, second))
     train(parts, second, 2, begin=6)
     train(copied, copied_optimizer, 2, begin=6)

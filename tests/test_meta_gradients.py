@@ -208,3 +208,15 @@ def test_inner_adam_survives_a_zero_gradient() -> None:
     for steps in (1, 3):
         grads = of_network(fmeta.maml(LOSS, fmeta.adam(0.01), steps=steps), tasks)
         assert all(torch.isfinite(leaf).all() for leaf in grads.values())
+
+
+@pytest.mark.parametrize("plan", [Plan(compile=False), Plan(compile=False, remat=2)])
+def test_an_expanded_parameter_is_one_like_others(plan: Plan) -> None:
+    algorithm = fmeta.maml(LOSS, fmeta.sgd(0.2), steps=3)
+    name, leaf = next((n, p) for n, p in network().items() if p.dim() == 1)
+    expanded, whole = (
+        {**network(), name: x} for x in (leaf[:1].expand(len(leaf)), leaf[:1].repeat(len(leaf)))
+    )
+    got, _ = fmeta.meta_grad(algorithm, plan)(expanded, regression_tasks())
+    want, _ = fmeta.meta_grad(algorithm, plan)(whole, regression_tasks())
+    assert_trees_close(got, want, 1e-12)

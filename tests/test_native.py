@@ -306,6 +306,89 @@ def test_what_is_changed_in_place() -> None:
     check(fn, numbers(TASKS, 4, 6), axes=(0,))
 
 
+COPIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "clone": lambda y: y.clone(),
+    "clone of a row": lambda y: y[:1].clone(),
+    "clone of a slice": lambda y: y[1:].clone()[:1],
+    "clone across": lambda y: y.t().clone().t(),
+    "clone of a view": lambda y: y.view(-1).clone().view(y.shape),
+    "clone of a share": lambda y: y.split(1)[0].clone(),
+    "clone of a detached one": lambda y: y.detach().clone(),
+    "contiguous across": lambda y: y.t().contiguous().t(),
+    "reshaped across": lambda y: y.t().reshape(-1).reshape(y.shape[1], y.shape[0]).t(),
+    "flip": lambda y: y.flip(0),
+    "plus 0": lambda y: y + 0.0,
+    "times 1": lambda y: y * 1.0,
+    "over 1": lambda y: y / 1,
+    "power 1": lambda y: y**1,
+    "padded by nothing": lambda y: F.pad(y, (0, 0)),
+    "chosen": lambda y: torch.where(torch.ones((), dtype=torch.bool), y, y + 1),
+    "a sum of one": lambda y: y[None].sum(0),
+    "mapped": lambda y: y.exp(),
+}
+CHANGES: dict[str, Callable[[Tensor], Any]] = {
+    "all of it": lambda y: y.mul_(2),
+    "a part": lambda y: y[1:].zero_(),
+    "a column": lambda y: y[:, 0].copy_(y[:, 1] * 3),
+    "across": lambda y: y.t()[0].add_(5),
+    "by a view": lambda y: y.view(-1)[:3].zero_(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_copies_keep_what_is_changed_afterwards(change: str) -> None:
+    """Whatever makes the copy, also where it computes nothing; and a copy that is changed leaves its source."""
+
+    def after(copy: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def fn(x: Tensor) -> Tensor:
+            y = x * 2
+            kept = copy(y)
+            CHANGES[change](y)
+            return kept + 0.5 * y
+
+        return fn
+
+    def before(copy: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def fn(x: Tensor) -> Tensor:
+            y = x * 2
+            changed = copy(y).expand(4, 6).clone(memory_format=torch.contiguous_format)
+            CHANGES[change](changed)
+            return changed + 0.5 * y
+
+        return fn
+
+    def shifted(x: Tensor) -> Tensor:
+        y = x * 2
+        y[1:] = y[:-1].clone()
+        y[0], y[1] = y[1].clone(), y[0].clone()
+        return y
+
+    fns = [shifted, *(turn(copy) for turn in (after, before) for copy in COPIES.values())]
+    check(lambda x: [vmap(fn)(x) for fn in fns], numbers(TASKS, 4, 6), axes=(0,))
+
+
+def test_numbers_that_are_no_numbers_stay() -> None:
+    """Zero times infinity; truth of fractions; quotients that round up to a whole number; constants that are NaN."""
+    special = [0.0, -0.0, 0.5, -0.5, 1.0, 3.0, -3.0, 0.1, 7.25, math.inf, -math.inf, math.nan]
+
+    def fn(x: Tensor, y: Tensor) -> Any:
+        pairs = (torch.logical_and, torch.logical_or, torch.logical_xor, torch.floor_divide, torch.fmod)
+        zero = torch.zeros(())
+        return [
+            *(pair(x, y) for pair in pairs),
+            torch.logical_not(x),
+            *(0.0 * x, x * zero, zero / x, torch.zeros_like(x) * x),
+            torch.where(x > 0, x, math.nan),
+            torch.roll(x, 1, 0),
+        ]
+
+    for dtype in (torch.float32, torch.float64):
+        x = torch.tensor(special, dtype=dtype)[:, None].expand(12, 12).contiguous()
+        check(fn, x, x.t().contiguous(), axes=(None, None))
+    whole = torch.arange(-5, 6)
+    check(lambda x: torch.fmod(x, 3), whole, axes=(None,))
+
+
 @pytest.mark.parametrize("width", [5, 32])
 def test_parts_of_a_tensor_are_written_in_their_order(width: int) -> None:
     """Those that lie apart may be written by one loop; those that overlap, or that are read between, may not."""

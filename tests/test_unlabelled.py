@@ -81,6 +81,7 @@ def test_points_of_a_task_are_of_one_individual_and_differ(tmp_path: Path) -> No
         ("task,x,y\na,1,2\na,,3\n", r"line 3: x must be a finite number, got ''"),
         ("task,x,y\na,1,two\n", "line 2: y must be a finite number, got 'two'"),
         ("task,x,y\na,1,nan\n", "line 2: y must be a finite number"),
+        ("task,x,y\na,1,2\n ,1,2\n", "line 3: the name of the task is missing"),
         ("task,x,y\na,1\n", "line 2: expected 3 cells, got 2"),
         ("id,x,y\na,1,2\n", "must have a column task, a column y and inputs"),
         ("task,x,y\na,1,2\nb,1,2\n", "at least 3 tasks are needed, got 2"),

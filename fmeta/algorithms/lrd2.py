@@ -15,9 +15,10 @@ from torch import Tensor
 
 from fmeta import tree
 from fmeta.adapt import weights_as_meta
+from fmeta.functional import check_apply
 from fmeta.functional.linalg import solve
 from fmeta.losses import outputs
-from fmeta.metric import check_apply, fitted
+from fmeta.metric import fitted
 from fmeta.rates import positive
 from fmeta.types import Algorithm, Batch, Params, Tree
 

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fmeta.adapt import weights_as_meta
+from fmeta.functional import check_apply
 from fmeta.losses import outputs
-from fmeta.metric import ABSENT, check_apply, fitted, unit
+from fmeta.metric import ABSENT, fitted, unit
 from fmeta.rates import positive
 from fmeta.types import Algorithm, Batch, Params, Tree
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from fmeta.adapt import check_loop, from_loop, weights_as_meta
 from fmeta.adjoint import unroll
+from fmeta.functional import check_apply
 from fmeta.losses import check_integers, check_occur, outputs
-from fmeta.metric import check_apply, class_means
+from fmeta.metric import class_means
 from fmeta.optim import as_inner
 from fmeta.parts.select import Pattern, select
 from fmeta.types import Adapted, Adjoint, Algorithm, Batch, InnerLoop, Metrics, Params, Task, Transform, Tree

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fmeta.adapt import weights_as_meta
+from fmeta.functional import check_apply
 from fmeta.losses import outputs
-from fmeta.metric import check_apply, fitted
+from fmeta.metric import fitted
 from fmeta.types import Algorithm, Batch, Tree
 
 

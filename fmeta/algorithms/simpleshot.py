@@ -10,8 +10,9 @@ from collections.abc import Callable
 from torch import Tensor
 
 from fmeta.adapt import weights_as_meta
+from fmeta.functional import check_apply
 from fmeta.losses import outputs
-from fmeta.metric import check_apply, class_means, fitted, unit
+from fmeta.metric import class_means, fitted, unit
 from fmeta.types import Algorithm, Batch, Params, Tree
 
 

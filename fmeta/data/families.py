@@ -110,6 +110,8 @@ def read(path: Path) -> tuple[list[str], list[list[float]]]:
                     f"{CALL}: {path}, line {number}: expected {len(head)} cells, got {len(line)}."
                 )
             tasks.append(line[head.index("task")].strip())
+            if not tasks[-1]:
+                raise ValueError(f"{CALL}: {path}, line {number}: the name of the task is missing.")
             values.append([cell(path, number, head[i], line[i]) for i in columns])
     return tasks, values
 

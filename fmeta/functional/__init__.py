@@ -4,6 +4,6 @@
 ``rewrites`` and ``linalg`` write out what torch's own operations do not allow.
 """
 
-from fmeta.functional.functionalize import Apply, differentiable, functionalize
+from fmeta.functional.functionalize import Apply, check_apply, differentiable, functionalize
 
-__all__ = ["Apply", "differentiable", "functionalize"]
+__all__ = ["Apply", "check_apply", "differentiable", "functionalize"]

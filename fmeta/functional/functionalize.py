@@ -63,6 +63,15 @@ def functionalize(module: nn.Module, *, batch_norm: Statistics | None = None) ->
     return Apply(module, frozenset(params), frozenset(known), _aliases(module)), params
 
 
+def check_apply(call: str, apply: Any, name: str = "apply") -> None:
+    """Refuse a module where a function of its parameters is expected."""
+    if not callable(apply) or isinstance(apply, nn.Module):
+        raise TypeError(
+            f"{call}: {name} must be a callable (params, x) -> outputs, got {type(apply).__name__}. "
+            "Use `apply, params = fmeta.functionalize(module)`."
+        )
+
+
 def _copy(module: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(module)

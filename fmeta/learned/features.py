@@ -85,7 +85,7 @@ def scales(mean: Tensor) -> Tensor:
 def progressed(state: Moments, squares: Tensor, numel: int) -> tuple[Tensor, Tensor]:
     """``progress`` and ``first`` after gradients with this sum of squares over ``numel`` parameters."""
     log_size = 0.5 * torch.log(squares / numel + TINY)
-    first = torch.where(state.t == 0, log_size.detach(), state.first)
+    first = torch.where(state.t == 0, log_size, state.first)
     keep = log_size.new_tensor([0.9, 0.99])
     return torch.where(state.t == 0, 0.0, keep * state.progress + (1 - keep) * (log_size - first) / 4), first
 

@@ -25,8 +25,8 @@ class Optimizer(torch.optim.Optimizer):
 
     ``zero_grad``, ``backward``, ``step``, parameter groups, ``state_dict`` and schedulers of torch work as with any
     optimiser; a group's ``lr`` multiplies the steps that were learned (1 by default). All parameters that
-    have a gradient are updated together, by one kernel; those without keep their state until they have one
-    again. A gradient that is not finite is passed over, and counted in ``skipped``.
+    have a gradient are updated together, by one kernel, and share the count of steps; those without keep their
+    state until they have one again. A gradient that is not finite is passed over, and counted in ``skipped``.
 
     Args:
         params: parameters, or groups of them.
@@ -88,6 +88,10 @@ class Optimizer(torch.optim.Optimizer):
             return loss
         params = {name: p.detach() for name, (p, _) in owners.items()}
         grads: Any = {name: p.grad for name, (p, _) in owners.items()}
+        if any(g.is_sparse for g in grads.values()):
+            raise RuntimeError(
+                "learned.Optimizer: gradients must be dense, got a sparse one. Make the embedding with sparse=False."
+            )
         state = self._state(params)
         rates = {
             name: torch.as_tensor(lr, dtype=p.dtype, device=p.device) for name, (p, lr) in owners.items()
@@ -157,7 +161,7 @@ class Optimizer(torch.optim.Optimizer):
         """Continue where ``state_dict`` was taken.
 
         Raises:
-            ValueError: for that of another optimiser.
+            ValueError: for that of another optimiser, or of parameters of other shapes.
         """
         own = state_dict.get("learned", {"rule": "another optimiser", "settings": {}})
         if (own["rule"], own["settings"]) != (self.rule.name, self.rule.settings):
@@ -165,15 +169,28 @@ class Optimizer(torch.optim.Optimizer):
                 f"learned.Optimizer: the state dict must be one of {self.rule.name} with {self.rule.settings}, got one "
                 f"of {own['rule']} with {own['settings']}. Start without it."
             )
+        self._check_shapes(own["state"])
         super().load_state_dict({name: value for name, value in state_dict.items() if name != "learned"})
         self.kept = {name: leaf.clone() for name, leaf in own["state"].items()}
         self.current, self.kind = None, ()
         self.passed_over = torch.tensor(own["skipped"])
 
+    def _check_shapes(self, state: dict[str, Tensor]) -> None:
+        """Refuse what is known of parameters of other shapes, before anything of it is taken."""
+        params = [p for group in self.param_groups for p in group["params"]]
+        fresh = self.rule(self.theta, self.steps).init({f"p{i}": p.detach() for i, p in enumerate(params)})
+        for name, leaf in tree.paths(fresh):
+            if name in state and state[name].shape != leaf.shape:
+                raise ValueError(
+                    f"learned.Optimizer: the state dict must be of parameters of the same shapes, got "
+                    f"{list(state[name].shape)} for {name!r}, here {list(leaf.shape)}."
+                )
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Optimizer:
         """A copy for the copies of its parameters."""
         self._keep()
-        made = Optimizer(copy.deepcopy(self.param_groups, memo), self.rule, self.theta, steps=self.steps)
+        groups, lr = copy.deepcopy(self.param_groups, memo), self.defaults["lr"]
+        made = Optimizer(groups, self.rule, self.theta, steps=self.steps, lr=lr)
         made.kept, made.passed_over = copy.deepcopy(self.kept), self.passed_over.clone()
         return made
 

@@ -66,4 +66,6 @@ def load_forward_mode() -> None:
 def along(fn: Callable[[Tree], Tensor], at: Tree, direction: Tree) -> Tensor:
     """The derivative of a scalar function in a direction, by forward mode."""
     floats, join = split(at)
+    # an expanded tensor cannot become a dual number, which is written to
+    floats = [x.clone() if 0 in x.stride() else x for x in floats]
     return torch.func.jvp(lambda leaves: fn(join(leaves)), (floats,), (split(direction)[0],))[1]

@@ -74,7 +74,7 @@ def pointwise(low: Lowering, op: Op) -> Value:
         if not dtype.is_floating_point and any(v.dtype.is_floating_point for v in values):
             dtype = torch.float32
     else:
-        dtype = torch.bool if rule.as_ == "bool" else op.dtype
+        dtype = op.dtype
     code = rule.code
     if name == "pow":
         code = power(values[1]) or code
@@ -99,35 +99,19 @@ def power(exponent: Value) -> str:
 
 
 def folded(name: str, op: Op, values: list[Value]) -> Value | None:
-    """Zeros and ones that need no computation."""
+    """Ones that need no computation; a number times 0 does, since it may be infinite."""
     if not op.dtype.is_floating_point:
         return None
     a, b = values[0], values[1] if len(values) > 1 else None
-    nothing = Const(0.0, op.shape, op.dtype)
     if name == "mul" and b is not None:
-        if shapes.is_(a, 0) or shapes.is_(b, 0):
-            return nothing
         for one, other in ((a, b), (b, a)):
             if shapes.is_(one, 1) and other.dtype == op.dtype:
                 return other
-    if name == "div" and b is not None:
-        if shapes.is_(a, 0):
-            return nothing
-        if shapes.is_(b, 1) and a.dtype == op.dtype:
-            return a
-    if name == "pow" and b is not None:
-        if shapes.is_(b, 1) and a.dtype == op.dtype:
-            return a
-        if shapes.is_(b, 0):
-            return Const(1.0, op.shape, op.dtype)
-    if name in (
-        "threshold_backward",
-        "tanh_backward",
-        "sigmoid_backward",
-        "leaky_relu_backward",
-    ) and shapes.is_(a, 0):
-        return nothing
-    return None
+    if name in ("div", "pow") and b is not None and shapes.is_(b, 1) and a.dtype == op.dtype:
+        return a
+    if name == "pow" and b is not None and shapes.is_(b, 0):
+        return Const(1.0, op.shape, op.dtype)
+    return Const(0.0, op.shape, op.dtype) if name == "threshold_backward" and shapes.is_(a, 0) else None
 
 
 def add(low: Lowering, op: Op) -> Value:
@@ -158,8 +142,6 @@ def inverted(low: Lowering, op: Op) -> Value:
 def converted(low: Lowering, op: Op) -> Value:
     """``_to_copy``, ``clone``: another type, or nothing."""
     value = low.value(op.args[0])
-    if value.dtype == op.dtype and op.args[0] in low.roots:  # a copy from before a change
-        return low.map("{0}", [value], op.shape, op.dtype, key=object())
     if value.dtype == op.dtype:
         return value
     if isinstance(value, Const):

@@ -140,8 +140,8 @@ class Reader:
             return {name: self.arguments(value, b[name]) for name, value in a.items()}
         if isinstance(a, (list, tuple)):
             return [self.arguments(x, y) for x, y in zip(a, b, strict=True)]
-        if isinstance(a, (int, float)) and not isinstance(a, bool) and a != b:
-            return proportional(a, b)
+        if isinstance(a, (int, float)) and not isinstance(a, bool) and a != b and not (a != a and b != b):
+            return proportional(a, b)  # both may be NaN
         return a
 
 

@@ -45,7 +45,8 @@ class Lowering:
         """Matrices of which the transposed one is wanted."""
         self.arguments: list[Buffer] = []
         self.results: list[tuple[Buffer, View]] = []
-        self.roots: set[Op] = set()
+        self.changing: set[Buffer] = set()
+        """Memory that is written to in place, sooner or later."""
         self.relative: dict[Op, int] = {}
         """Indices into what all tasks have, as they are for the first task; and how many each task has."""
         self.flops: dict[Scope, int] = {"shared": 0, "task": 0}
@@ -56,12 +57,13 @@ class Lowering:
             self.values[op] = self.argument(op)
         for op, number in self.graph.fills.items():
             self.values[op] = Const(number, op.shape, op.dtype)
-        self.roots = shapes.changed_in_place(self.graph.ops)
+        roots = shapes.changed_in_place(self.graph.ops)
+        self.changing = {self.values[op].buffer for op in self.graph.inputs if op in roots}  # type: ignore[union-attr]
         wanted = shapes.needed(self.graph.ops, self.graph.outputs)
         self.flipped = shapes.flipped([op for op in self.graph.ops if op in wanted], self.graph.outputs)
         for op in self.graph.ops:
             if op in wanted:
-                self.lower(op, op in self.roots)
+                self.lower(op, op in roots)
         for op in self.graph.outputs:
             self.results.append(self.result(op))
         return self
@@ -82,18 +84,22 @@ class Lowering:
         if rule is None:
             raise Unsupported(f"the operation {op.target}")
         value = rule(self, op)
-        if (
-            isinstance(value, (View, Const))
-            and changed
-            and name not in shapes.VIEWS
-            and not shapes.writes(name)
-        ):
-            scope: Scope = "shared" if op.axis is None else "task"
-            value = self.map("{0}", [value], op.shape, op.dtype, scope=scope, key=object())
         if isinstance(value, (View, Const)):
+            value = self.own(op, value, changed)
             self.values[op] = value
         for index, other in op.results.items():
             self.values[other] = value[index]
+
+    def own(self, op: Op, value: Value, changed: bool) -> Value:
+        """A value, in memory of its own where torch's is its own and a later change in place would show."""
+        inside = isinstance(value, View) and value.buffer in self.changing
+        if (changed or inside) and op.called not in shapes.VIEWS and not shapes.writes(op.called):
+            scope: Scope = "shared" if op.axis is None else "task"
+            strides = contiguous(op.shape)  # as torch's most likely is, so that views of it need no copy
+            value = self.map("{0}", [value], op.shape, op.dtype, scope=scope, key=object(), strides=strides)
+        if changed and isinstance(value, View):
+            self.changing.add(value.buffer)
+        return value
 
     def follow(self, op: Op, name: str) -> None:
         """Indices of tasks one after the other may be added to others, and used as indices only."""

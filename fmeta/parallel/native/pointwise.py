@@ -12,7 +12,7 @@ aten = torch.ops.aten
 class Rule(NamedTuple):
     """``{0}``, ``{1}`` stand for operands, which are first cast to the type of the computation ``as_``.
 
-    ``result``: the type of the result; ``operands``: what the operands promote to; ``bool``.
+    ``result``: the type of the result; ``operands``: what the operands promote to.
     """
 
     code: str
@@ -41,9 +41,9 @@ RULES: dict[Any, Rule] = {
     "eq": compares("=="), "ne": compares("!="), "lt": compares("<"), "le": compares("<="), "gt": compares(">"),
     "ge": compares(">="),
     "bitwise_and": both("&"), "bitwise_or": both("|"), "bitwise_xor": both("^"),
-    "logical_and": Rule("({0} && {1})", "bool"), "logical_or": Rule("({0} || {1})", "bool"),
-    "logical_xor": Rule("({0} != {1})", "bool"),
-    "logical_not": Rule("(!{0})", "bool"),
+    "logical_and": Rule("({0} != 0 && {1} != 0)", "operands"),
+    "logical_or": Rule("({0} != 0 || {1} != 0)", "operands"),
+    "logical_xor": Rule("(({0} != 0) != ({1} != 0))", "operands"), "logical_not": Rule("({0} == 0)", "operands"),
     "neg": Rule("(-{0})"), "abs": function("fm_abs"), "exp": function("fm_exp"), "expm1": function("c_expm1"),
     "log": function("fm_log"), "log1p": function("c_log1p"), "log2": function("c_log2"),
     "sqrt": function("c_sqrt"), "rsqrt": function("fm_rsqrt"), "reciprocal": Rule("(1 / {0})"),

@@ -27,7 +27,9 @@ def product(
     low: Lowering, a: Value, b: Value, tasks: bool, shape: tuple[int, ...], turned: bool = False
 ) -> Value:
     """``[.., m, k] @ [.., k, n]``, with ``tasks`` summed over them; ``turned``: it is wanted column by column."""
-    if shapes.is_(a, 0) or shapes.is_(b, 0):
+    if shapes.is_(a, 0) or shapes.is_(
+        b, 0
+    ):  # a tangent that is zero; the other, if infinite, shows elsewhere
         return Const(0.0, shape, a.dtype)
     a, b = (low.copied(x) if isinstance(x, Const) else x for x in (a, b))
     a, b = dimensions(a, 3), dimensions(b, 3)

@@ -62,12 +62,21 @@ template <> FM_INLINE double fm_abs(double x) { return __builtin_fabs(x); }
 template <class S> FM_INLINE S fm_max(S a, S b) { return (a > b || a != a) ? a : b; }
 template <class S> FM_INLINE S fm_min(S a, S b) { return (a < b || a != a) ? a : b; }
 template <class S> FM_INLINE S fm_sign(S x) { return S((x > 0) - (x < 0)); }
+FM_INLINE int64_t c_fmod(int64_t a, int64_t b) { return b ? a % b : 0; }
 FM_INLINE float fm_mod(float a, float b) { float r = c_fmod(a, b); return (r != 0 && (r < 0) != (b < 0)) ? r + b : r; }
 FM_INLINE double fm_mod(double a, double b) { double r = c_fmod(a, b); return (r != 0 && (r < 0) != (b < 0)) ? r + b : r; }
 FM_INLINE int64_t fm_mod(int64_t a, int64_t b) { int64_t r = b ? a % b : 0; return (r != 0 && (r < 0) != (b < 0)) ? r + b : r; }
 FM_INLINE int64_t fm_floordiv(int64_t a, int64_t b) { int64_t q = b ? a / b : 0; return (b && a % b != 0 && (a < 0) != (b < 0)) ? q - 1 : q; }
-FM_INLINE float fm_floordiv(float a, float b) { return c_floor(a / b); }
-FM_INLINE double fm_floordiv(double a, double b) { return c_floor(a / b); }
+// as Python: of the exact quotient, which a / b may have rounded up to the next whole number
+template <class S> FM_INLINE S fm_floordiv(S a, S b) {
+    if (b == 0) return a / b;
+    const S rest = c_fmod(a, b);
+    S whole = (a - rest) / b;
+    if (rest != 0 && (b < 0) != (rest < 0)) whole -= 1;
+    if (whole == 0) return (a / b) * 0;
+    const S down = c_floor(whole);
+    return whole - down > S(0.5) ? down + 1 : down;
+}
 // c ? a : b by masks, whatever the numbers are, NaN included
 template <class S, class I> FM_INLINE S fm_masked(I m, S a, S b) {
     I x, y;

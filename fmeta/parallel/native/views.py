@@ -28,6 +28,8 @@ def reshape(low: Lowering, op: Op) -> Value:
     ):
         raise Unsupported("tasks inside another dimension")
     found = shapes.reshaped(value, op.shape)
+    if found is None and value.buffer in low.changing:
+        raise Unsupported("a view, of a tensor that changes in place, which needs a copy here")
     return found or View(low.copied(value).buffer, op.shape, contiguous(op.shape))
 
 
