@@ -41,7 +41,7 @@ OMNIGLOT = {
     "omniglot_maml_mlp_5w5s": (3, 0.977, 0.0022),
     "omniglot_protonet_60w1s": (0, 0.974, 0.0028),
     "omniglot_protonet_5w1s": (0, 0.955, 0.0040),
-    "omniglot_protonet_60w1s_maxpool": (0, 0.982, 0.0024),
+    "omniglot_protonet_60w1s_maxpool": (0, 0.985, 0.0021),
     "omniglot_maml_20w1s": (5, 0.779, 0.0061),
     "omniglot_anil_20w1s": (5, 0.768, 0.0061),
     "omniglot_reptile_5w1s": (20, 0.866, 0.0102),
@@ -49,6 +49,8 @@ OMNIGLOT = {
     "omniglot_maml_20w5s": (5, 0.846, 0.0047),
     "omniglot_anil_20w1s_long": (5, 0.902, 0.0042),
     "omniglot_mamlpp_20w1s": (5, 0.850, 0.0052),
+    "omniglot_cactus_5w1s": (3, 0.917, 0.0087),
+    "omniglot_imaml_5w1s": (5, 0.933, 0.0076),
     "omniglot_metasgd_5w1s": (3, 0.986, 0.0040),
     "omniglot_r2d2_5w1s": (0, 0.975, 0.0029),
     "omniglot_umtra_5w1s": (3, 0.855, 0.0104),
@@ -57,9 +59,9 @@ OMNIGLOT = {
 
 
 OTHER_SIZES = {
-    ("omniglot_protonet_60w1s_maxpool", 5, 5, None): (0.995, 0.0012),
-    ("omniglot_protonet_60w1s_maxpool", 20, 1, None): (0.937, 0.0022),
-    ("omniglot_protonet_60w1s_maxpool", 20, 5, None): (0.982, 0.0011),
+    ("omniglot_protonet_60w1s_maxpool", 5, 5, None): (0.995, 0.0011),
+    ("omniglot_protonet_60w1s_maxpool", 20, 1, None): (0.947, 0.0021),
+    ("omniglot_protonet_60w1s_maxpool", 20, 5, None): (0.985, 0.0010),
     ("omniglot_umtra_5w1s", 5, 5, None): (0.968, 0.0053),
     ("omniglot_maml_5w1s", 5, 5, 5): (0.992, 0.0012),
 }
