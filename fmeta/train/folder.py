@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,7 @@ from fmeta.types import MetaState, Tree
 
 def versions() -> dict[str, str]:
     """What a result depends on beside config and seed."""
-    try:
-        own = metadata.version("fmeta")
-    except metadata.PackageNotFoundError:  # used from a source folder
-        own = "source"
-    return {"fmeta": own, "torch": torch.__version__, "python": platform.python_version()}
+    return {"fmeta": fmeta.__version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def write_json(path: Path, content: Any) -> None:
