@@ -330,7 +330,7 @@ def test_a_regression_run_leaves_too(tmp_path: Path) -> None:
     run_alone(tmp_path / "wave.pt2")
     fmeta.export(tmp_path / "run", tmp_path / "meta", what="meta", dtype="fp16", checkpoint="last")
     assert set(fmeta.weights.read(tmp_path / "meta")) == set(meta)
-    with pytest.raises(ValueError, match=r"export: support is a folder of pictures, got a regression run"):
+    with pytest.raises(ValueError, match=r"export: support is a folder of pictures, got a run of sinusoid"):
         fmeta.export(tmp_path / "run", tmp_path / "x", support=tmp_path, checkpoint="last")
 
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from fmeta.data.annotations import Marked, check_known, checked, entries, read_json, sides
 from fmeta.data.images import Source, open_source, read_images
 
-SLACK = 0.5  # pixels by which rounding may put a box beyond the edge
 STRIDE = 32  # heights and widths of canvases are multiples of it, as torchvision's detectors pad them
 
 
@@ -59,16 +56,6 @@ class BoxPool:
         return f"BoxPool({len(self.names)} classes, {boxes} boxes, images=uint8{shape})"
 
 
-class Marked(NamedTuple):
-    """One picture as a file says: boxes in its own pixels, labels from 1."""
-
-    file: str
-    width: int
-    height: int
-    boxes: list[Any]
-    labels: list[int]
-
-
 def coco_boxes(
     annotations: str | Path, images: str | Path, *, size: int = 320, repair: bool = False
 ) -> BoxPool:
@@ -89,18 +76,19 @@ def coco_boxes(
     """
     call, path = "coco_boxes", Path(annotations)
     content = read_json(call, path, ("images", "annotations", "categories"))
-    categories = sorted(content["categories"], key=lambda category: category["id"])
+    listed = entries(call, path, content, "categories", ("id", "name"), "id")
+    categories = sorted(listed, key=lambda category: category["id"])
     label_of = {category["id"]: label for label, category in enumerate(categories, start=1)}
     found = {
         image["id"]: Marked(image["file_name"], image["width"], image["height"], [], [])
-        for image in content["images"]
+        for image in entries(call, path, content, "images", ("id", "file_name", "width", "height"), "id")
     }
-    for entry in content["annotations"]:
+    for entry in entries(call, path, content, "annotations", ("image_id", "category_id", "bbox")):
         if entry.get("iscrowd"):
             continue
-        _check_known(call, path, "image", entry["image_id"], found)
-        _check_known(call, path, "category", entry["category_id"], label_of)
-        left, top, width, height = entry["bbox"]
+        check_known(call, path, "image", entry["image_id"], found)
+        check_known(call, path, "category", entry["category_id"], label_of)
+        left, top, width, height = sides(call, entry["bbox"], found[entry["image_id"]].file)
         found[entry["image_id"]].boxes.append((left, top, left + width, top + height))
         found[entry["image_id"]].labels.append(label_of[entry["category_id"]])
     names = tuple(str(category["name"]) for category in categories)
@@ -136,7 +124,7 @@ def box_folder(
         )
     marked = [
         Marked(*(image[name] for name in Marked._fields))
-        for image in content["images"]
+        for image in entries(call, folder / "annotations.json", content, "images", Marked._fields)
         if split is None or image.get("split") == split
     ]
     if not marked:
@@ -148,23 +136,11 @@ def box_folder(
     return box_pool(call, marked, tuple(content["classes"][1:]), pictures, size, repair)
 
 
-def read_json(call: str, path: Path, wanted: Sequence[str]) -> dict[str, Any]:
-    """A json file with these entries."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{call}: {path} must be a json file, but {error}. Check the path.") from error
-    lacking = [name for name in wanted if not isinstance(content, dict) or name not in content]
-    if lacking:
-        raise ValueError(f"{call}: {path} must hold {', '.join(wanted)}, but {lacking[0]!r} is missing.")
-    return content
-
-
 def box_pool(
     call: str, marked: Sequence[Marked], names: tuple[str, ...], images: Path, size: int, repair: bool
 ) -> BoxPool:
     """Check the boxes, read the files, and bring all to one canvas."""
-    marked = [_checked(call, one, names, repair) for one in marked]
+    marked = [checked(call, one, names, repair) for one in marked]
     if not marked:
         raise ValueError(f"{call}: there must be pictures, got none. Check the annotations.")
     sides = torch.tensor([(one.height, one.width) for one in marked])
@@ -206,42 +182,3 @@ def _read(call: str, source: Source, one: Marked, to: tuple[int, int]) -> Tensor
             f"{found[0][0]} x {found[0][1]}. Correct the annotations, boxes and all."
         )
     return pixels
-
-
-def _check_known(call: str, path: Path, kind: str, number: Any, known: Mapping[Any, Any]) -> None:
-    if number not in known:
-        raise ValueError(
-            f"{call}: every annotation needs a listed {kind}, but {path} has one of {kind} {number}. List it, or "
-            "remove the annotation."
-        )
-
-
-def _checked(call: str, one: Marked, names: tuple[str, ...], repair: bool) -> Marked:
-    """The picture with valid boxes only, or an error that names the box."""
-    boxes, labels = [], []
-    for box, label in zip(one.boxes, one.labels, strict=True):
-        if not 1 <= label <= len(names):
-            raise ValueError(
-                f"{call}: labels must be in 1 .. {len(names)} for {len(names)} classes, got {label} in {one.file}. "
-                "0 is the background; list every class."
-            )
-        if len(box) != 4 or not all(math.isfinite(side) for side in box):
-            raise ValueError(f"{call}: a box must be four finite numbers, got {list(box)} in {one.file}.")
-        left, top, right, bottom = box
-        inside = min(left, top) >= -SLACK and right <= one.width + SLACK and bottom <= one.height + SLACK
-        if not inside and not repair:
-            raise ValueError(
-                f"{call}: boxes must lie inside of their picture, got {list(box)} in {one.file} of {one.width} x "
-                f"{one.height} pixels. Correct it, or cut such boxes with repair=True."
-            )
-        left, right = (min(max(side, 0), one.width) for side in (left, right))
-        top, bottom = (min(max(side, 0), one.height) for side in (top, bottom))
-        if left < right and top < bottom:
-            boxes.append((left, top, right, bottom))
-            labels.append(label)
-        elif not repair:
-            raise ValueError(
-                f"{call}: boxes must have an area, got {list(box)} in {one.file}. Correct it, or drop such boxes "
-                "with repair=True."
-            )
-    return one._replace(boxes=boxes, labels=labels)

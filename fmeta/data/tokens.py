@@ -36,11 +36,18 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
         name: a folder, a name on the hub, or ``"minilm"``.
 
     Raises:
-        ValueError: where there is none.
+        ValueError: where there is none, or one without words.
     """
     from transformers import AutoTokenizer
 
-    return pretrained("load_tokenizer", AutoTokenizer, name)
+    tokenizer: Any = pretrained("load_tokenizer", AutoTokenizer, name)
+    special = len(set(getattr(tokenizer, "all_special_ids", ())))
+    if special and len(tokenizer) <= special:  # transformers makes an empty one of a folder without its files
+        raise ValueError(
+            f"load_tokenizer: {name} must hold the files of a tokenizer, such as tokenizer.json or vocab.txt, got a "
+            f"vocabulary of {len(tokenizer)} special tokens. Save the tokenizer into the folder of the model."
+        )
+    return tokenizer
 
 
 def tokenise(

@@ -10,6 +10,14 @@ import tyro
 
 from fmeta.train.config import MaybeInt, MaybePath, MaybeStr
 
+ONLY = {
+    **dict.fromkeys(("images", "steps", "dtype"), ("detection",)),
+    **dict.fromkeys(("model", "text_column", "label_column"), ("text",)),
+    "query": ("text", "pictures"),
+    "root": ("pictures",),
+}
+"""Options that runs of some recipes alone read."""
+
 
 @dataclass(frozen=True)
 class AdaptCommand:
@@ -54,6 +62,7 @@ class AdaptCommand:
         from fmeta.train.folder import read_config  # late, as help should come without delay
 
         recipe = read_config(self.run).recipe
+        self.refuse_others(recipe)
         if recipe == "detection":
             return self.detector()
         if self.query is None:
@@ -77,6 +86,17 @@ class AdaptCommand:
             text=self.text_column,
             label=self.label_column,
         )
+
+    def refuse_others(self, recipe: str) -> None:
+        """Refuse options that a run of this recipe does not read."""
+        of = {"text": "text", "detection": "detection"}.get(recipe, "pictures")
+        for name, kinds in ONLY.items():
+            default = type(self).__dataclass_fields__[name].default
+            if of not in kinds and getattr(self, name) != default:
+                spelled, those = name.replace("_", "-"), " and ".join(kinds)
+                raise ValueError(
+                    f"adapt: --{spelled} is for runs of {those}, got a run of {recipe}. Leave it out."
+                )
 
     def detector(self) -> int:
         """Adapt a detector."""

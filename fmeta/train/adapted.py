@@ -55,6 +55,10 @@ def base(meta: Tree) -> Params:
 
 def adapted(source: Source, file: Path, dtype: Dtype, support: str | Path | None) -> dict[str, Any]:
     """Write the model after adaptation to a folder of pictures."""
+    if source.experiment.config.recipe == "text":
+        raise NotImplementedError(
+            "export: an adapted model of a text run is not written, got --what adapted. Use `fmeta adapt`."
+        )
     if support is None:
         raise ValueError(
             "export: an adapted model needs pictures to adapt to. Give support=FOLDER (--support)."
@@ -102,7 +106,9 @@ def pictures(source: Source, support: str | Path) -> tuple[Batch, list[str]]:
     """The pictures of a support folder, with labels in the order of their classes' names."""
     task, device = source.experiment.config.task, source.experiment.device
     if not isinstance(task, FewShotTask):
-        raise ValueError("export: support is a folder of pictures, got a regression run. Leave it out.")
+        raise ValueError(
+            f"export: support is a folder of pictures, got a run of {source.experiment.config.recipe}. Leave it out."
+        )
     size, grey = getattr(task, "size", 28), getattr(task, "grey", True)
     pool = fmeta.data.image_folder(support, size=size, grey=grey, split=(1, 0, 0)).train
     if len(pool.names) != source.experiment.family.outputs:
@@ -118,6 +124,14 @@ def pictures(source: Source, support: str | Path) -> tuple[Batch, list[str]]:
 def program(source: Source, file: Path, support: Any, queries: int | None) -> dict[str, Any]:
     """Write adaptation and prediction as one program."""
     experiment = source.experiment
+    learns = getattr(experiment.config.task, "learns", "head")
+    if experiment.config.recipe == "text" and learns != "head":
+        raise NotImplementedError(
+            f"export: a program takes tensors of numbers, but a text run that learns {learns} takes tokens. Write its "
+            "weights by --what meta, or train with --learns head."
+        )
+    if queries is not None and queries < 1:
+        raise ValueError(f"export: queries must be at least 1, got {queries}.")
     task = tree.select(experiment.test.sampler(experiment.test.seed, 0), 0)
     examples, x = task.support, task.query.x
     record: dict[str, Any] = {"what": "program", "config": to_json(experiment.config)}
@@ -144,4 +158,9 @@ def program(source: Source, file: Path, support: Any, queries: int | None) -> di
         f"torch.export.load({file.name!r}).module()(support_x {list(examples.x.shape)}, support_y "
         f"{list(examples.y.shape)}, query_x {list(x.shape)})"
     )
+    if experiment.config.recipe == "text":
+        say(
+            f"Its inputs are embeddings of {experiment.config.task.model}, which is not in the file: "
+            "fmeta.models.encoder(...) or transformers make them, the mean over tokens unless --pooling said cls."
+        )
     return record

@@ -55,8 +55,8 @@ def build(
     check(config)
     if config.recipe == "detection":
         raise ValueError(
-            "load: detection has runs of its own kind, got one where a run of another recipe was expected. Use "
-            "fmeta.train.detection.adapting.load_detector(folder)."
+            "load: detection has runs of its own kind, got one where a run of another recipe was expected. `fmeta "
+            "eval` and `fmeta adapt` take it; in Python, fmeta.train.detection.adapting.load_detector(folder)."
         )
     if config.recipe == "learned-optimizer":
         raise ValueError(

@@ -90,7 +90,14 @@ def export(
         raise ValueError(
             f"export: what must be 'meta' or 'adapted' in any dtype, or 'program' in fp32, got {what!r} in {dtype}."
         )
+    if Path(file).suffix in ((".safetensors",) if what == "program" else (".pt", ".pth", ".bin", ".pt2")):
+        ending = ".pt2" if what == "program" else ".safetensors"
+        raise ValueError(f"export: a file of {what!r} must end in {ending}, got {Path(file).name}.")
     config = folders.read_config(Path(folder))
+    if root is not None and not hasattr(config.task, "root"):
+        raise ValueError(
+            f"export: --root is for runs of pictures, got a run of {config.recipe}. Leave it out."
+        )
     experiment, meta = (
         folders.load_run(folder, checkpoint) if root is None else moved(config, folder, checkpoint, root)
     )

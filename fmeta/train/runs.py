@@ -16,8 +16,11 @@ from fmeta.train.config import Config
 from fmeta.train.experiment import Experiment, build
 from fmeta.train.options import located
 from fmeta.train.report import baseline_steps, headline_steps, steps_measured, stored_baseline
+from fmeta.train.text.config import TextTask
 from fmeta.types import Tree
 
+TRAINING = ("train_ways", "train_shots", "learns", "layers", "rank", "model", "pooling", "max_length")
+"""Options of a task that its test tasks do not depend on, or not in what is asked."""
 PLACES = ("root", "index", "data", "splits", "download")
 """Options of a task that say where its data is."""
 
@@ -55,14 +58,29 @@ def looked_at(
         if config.recipe != configs[0].recipe:
             raise unlike(path, paths[0], ["recipe"])
         experiment = build(config)
-        held = fingerprint(experiment.test.sampler(experiment.test.seed, 0))
+        held = identity(experiment)
         first = first or held
         if held != first:
             ours, theirs = asdict(config.task), asdict(configs[0].task)
-            differ = [n for n in ours if n not in PLACES and ours[n] != theirs.get(n)]
+            differ = [n for n in ours if n not in PLACES + TRAINING and ours[n] != theirs.get(n)]
             raise unlike(path, paths[0], differ or ["the data itself"])
         runs.append(planned(path, experiment, name, with_baselines))
     return runs
+
+
+def identity(experiment: Experiment) -> str:
+    """What is the same for runs with the same test tasks."""
+    test, task = experiment.test, experiment.config.task
+    if not isinstance(task, TextTask):
+        return fingerprint(test.sampler(test.seed, 0))
+    # what a text run sees of a sentence depends on what of the encoder learns; which sentences they are does not
+    files = [path.read_bytes() for path in (task.data, task.splits) if path is not None]
+    names = (task.text_column, task.label_column, task.fold, task.shares, task.ways, task.shots)
+    asked = task.test_queries or task.queries
+    digest = hashlib.sha256(repr((names, asked, test.seed)).encode())
+    for content in files:
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()
 
 
 def unlike(path: Path, first: Path, names: list[str]) -> ValueError:

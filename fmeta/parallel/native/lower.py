@@ -41,12 +41,10 @@ class Lowering:
         self.totals: list[Total] = []
         self.values: dict[Op, Value] = {}
         self.known: dict[Any, Any] = {}
-        self.flipped: set[Op] = set()
-        """Matrices of which the transposed one is wanted."""
+        self.flipped: set[Op] = set()  # matrices of which the transposed one is wanted
         self.arguments: list[Buffer] = []
         self.results: list[tuple[Buffer, View]] = []
-        self.changing: set[Buffer] = set()
-        """Memory that is written to in place, sooner or later."""
+        self.changing: set[Buffer] = set()  # memory that is written to in place, sooner or later
         self.relative: dict[Op, int] = {}
         """Indices into what all tasks have, as they are for the first task; and how many each task has."""
         self.flops: dict[Scope, int] = {"shared": 0, "task": 0}
@@ -80,13 +78,11 @@ class Lowering:
         if any(n == 0 for n in op.shape):
             raise Unsupported("an empty tensor")
         self.follow(op, name)
-        rule = self.rules.get(name)
-        if rule is None:
+        if name not in self.rules:
             raise Unsupported(f"the operation {op.target}")
-        value = rule(self, op)
+        value = self.rules[name](self, op)
         if isinstance(value, (View, Const)):
-            value = self.own(op, value, changed)
-            self.values[op] = value
+            self.values[op] = self.own(op, value, changed)
         for index, other in op.results.items():
             self.values[other] = value[index]
 
@@ -94,9 +90,10 @@ class Lowering:
         """A value, in memory of its own where torch's is its own and a later change in place would show."""
         inside = isinstance(value, View) and value.buffer in self.changing
         if (changed or inside) and op.called not in shapes.VIEWS and not shapes.writes(op.called):
-            scope: Scope = "shared" if op.axis is None else "task"
-            strides = contiguous(op.shape)  # as torch's most likely is, so that views of it need no copy
-            value = self.map("{0}", [value], op.shape, op.dtype, scope=scope, key=object(), strides=strides)
+            scope: Scope = (
+                "shared" if op.axis is None else "task"
+            )  # laid out as torch's most likely is, for views
+            value = self.map("{0}", [value], op.shape, op.dtype, scope, object(), contiguous(op.shape))
         if changed and isinstance(value, View):
             self.changing.add(value.buffer)
         return value
@@ -229,9 +226,8 @@ class Lowering:
         strides = strides or shapes.laid_out_like(kept, [shapes.narrowed(v, kept) for v in views])
         out, result = self.target(kind, kept, strides, dtype, scope, level, tasks)
         across = tuple(0 if d in dims else s for d, s in enumerate(out.strides))
-        self.statements.append(
-            Map(out._replace(shape=shape, strides=across), shape, code, given, kind, fresh=not tasks)
-        )
+        within = out._replace(shape=shape, strides=across)
+        self.statements.append(Map(within, shape, code, given, kind, fresh=not tasks))
         self.known[name] = result
         return result
 
@@ -244,11 +240,9 @@ class Lowering:
         if not tasks:
             out = View(Buffer(dtype, size, scope, level), shape, strides)
             return out, out
-        total = Total(
-            Buffer(dtype, size, "task", level, "partial"), Buffer(dtype, size, "shared", level + 1), kind
-        )
-        self.totals.append(total)
-        return View(total.partial, shape, strides), View(total.whole, shape, strides)
+        part, whole = Buffer(dtype, size, "task", level, "partial"), Buffer(dtype, size, "shared", level + 1)
+        self.totals.append(Total(part, whole, kind))
+        return View(part, shape, strides), View(whole, shape, strides)
 
     def copied(self, value: Value, strides: tuple[int, ...] | None = None) -> View:
         """The same numbers in memory of their own."""

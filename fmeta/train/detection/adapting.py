@@ -49,17 +49,22 @@ class Learned(NamedTuple):
     config: Config[Any]
 
 
+def check_algorithm(config: Config[Any]) -> None:
+    """Refuse an algorithm that detection does not have."""
+    if config.inner.algorithm not in ("fomaml", "maml", "anil", "reptile"):
+        raise ValueError(
+            f"train: detection takes --algorithm fomaml, maml, anil or reptile, got {config.inner.algorithm}."
+        )
+
+
 def make_algorithm(loss_fn: Detection, config: Config[Any]) -> Algorithm:
     """The algorithm that a config names.
 
     Raises:
         ValueError: for one that detection does not have.
     """
+    check_algorithm(config)
     inner, options = config.inner, {}
-    if inner.algorithm not in ("fomaml", "maml", "anil", "reptile"):
-        raise ValueError(
-            f"train: detection takes --algorithm fomaml, maml, anil or reptile, got {inner.algorithm}."
-        )
     if inner.algorithm == "anil":
         options = {"adapts": LAST_LAYER, "adjoint": fmeta.unroll()}
     elif inner.algorithm == "maml":
@@ -183,12 +188,8 @@ def adapt_detector(
     pool = coco_boxes(annotations, images, size=config.task.size, repair=repair)
     source = in_memory(learned.detector, pool)
     steps = config.inner.test_steps if steps is None else steps
+    check_support(pool, steps)
     seen = torch.where(pool.holds().any(1))[0]
-    absent = [name for name, shown in zip(pool.names, pool.holds().any(0).tolist(), strict=True) if not shown]
-    if absent:
-        raise ValueError(
-            f"adapt_detector: every class needs a box, got none of {absent[0]!r}. Add one, or leave the class out."
-        )
     say(f"adapting to {len(seen)} pictures of {', '.join(pool.names)}: {steps} steps")
     support = support_of(source, torch.arange(1, len(pool.names) + 1), seen, steps, config.task.batch)
     reached = adapted_at(learned.algorithm, learned.meta, support, [0, steps])
@@ -216,6 +217,17 @@ def adapt_detector(
     detection_plots.draw(path / "adapted.png", shown, truth, looks, pool.names, SHOWN)
     (path / "adapted.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return facts
+
+
+def check_support(pool: BoxPool, steps: int) -> None:
+    """Refuse classes without a box, and less than no step."""
+    if steps < 0:
+        raise ValueError(f"adapt_detector: steps must be at least 0, got {steps}.")
+    absent = [name for name, shown in zip(pool.names, pool.holds().any(0).tolist(), strict=True) if not shown]
+    if absent:
+        raise ValueError(
+            f"adapt_detector: every class needs a box, got none of {absent[0]!r}. Add one, or leave the class out."
+        )
 
 
 def in_memory(detector: Detector, pool: BoxPool) -> Featured:

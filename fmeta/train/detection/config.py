@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from fmeta.train.config import MaybePath, MaybeStr
+from fmeta.train.config import Config, MaybePath, MaybeStr
 
 
 @dataclass(frozen=True)
@@ -49,3 +50,12 @@ class DetectionTask:
     """Learning rate of Adam in them."""
     test_shots: int = 10
     """Support pictures of a class in the result."""
+
+
+def sizes_of(config: Config[DetectionTask]) -> dict[str, Any]:
+    """Of the tasks of a run."""
+    task, inner = config.task, config.inner
+    return {
+        "ways": (min(2, task.ways), task.ways), "shots": task.shots, "queries": task.queries,
+        "steps": max(inner.inner_steps, 1), "batch": task.batch,
+    }  # fmt: skip

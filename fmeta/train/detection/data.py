@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 import fmeta
-from fmeta.data.boxes import BoxPool, box_folder, read_json
+from fmeta.data.annotations import read_json
+from fmeta.data.boxes import BoxPool, box_folder
 from fmeta.data.featured import Featured, featured
 from fmeta.data.glyphs import glyphs
 from fmeta.data.scenes import scenes

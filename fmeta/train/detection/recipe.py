@@ -25,6 +25,7 @@ from fmeta.train.detection.adapting import (
     BASE,
     Learned,
     adapt_heads,
+    check_algorithm,
     heads_of,
     load_detector,
     make_algorithm,
@@ -32,9 +33,10 @@ from fmeta.train.detection.adapting import (
     support_of,
 )
 from fmeta.train.detection.average_precision import Precision, average_precision, load
-from fmeta.train.detection.config import DetectionTask
+from fmeta.train.detection.config import DetectionTask, sizes_of
 from fmeta.train.detection.data import (
     ONE_BY_ONE,
+    Sources,
     base_params,
     base_training,
     behind_pyramid,
@@ -77,6 +79,7 @@ def train(config: Config[DetectionTask], command: str) -> int:
     if pick_device(config.machine.device).type != "cpu":
         say("detection runs on the CPU: features are read from the disk")
     pools = load_sources(config.task)
+    check_before(config, pools)
     path = folder.check_resumable(config) if config.resume else folder.create(config, command)
     folder.write_config(path, config, command)
     make_base(path, config, pools.train)
@@ -90,6 +93,24 @@ def train(config: Config[DetectionTask], command: str) -> int:
         return 130
     say(f"{outcome.progress.step:,} outer steps in {format_seconds(outcome.progress.wall_s)}.")
     return report(path, command)
+
+
+def check_before(config: Config[DetectionTask], pools: Sources) -> None:
+    """Refuse at once what would fail after the base is trained: algorithm, test folders, too few pictures.
+
+    Raises:
+        ValueError: naming what.
+    """
+    check_algorithm(config)
+    for test in folders(config.task.test):
+        read_test(test, config.task)
+    for name, found in (("training", pools.train), ("validation", pools.val)):
+        for index, pool in enumerate(found):
+            try:
+                detection([Featured(pool, {})], tasks=1, **sizes_of(config))
+            except ValueError as error:
+                where = folders(config.task.data)[index - 1] if index else "generated scenes (--scenes)"
+                raise ValueError(f"train: pictures for {name}, of {where}: {error}") from error
 
 
 def make_base(path: Path, config: Config[DetectionTask], pools: list[BoxPool]) -> None:
@@ -134,10 +155,7 @@ def build(path: Path, config: Config[DetectionTask], train: list[BoxPool], val: 
     task, inner = config.task, config.inner
     _, loss_fn, params = heads_of(path, config)
     algorithm = make_algorithm(loss_fn, config)
-    sizes: dict[str, Any] = {
-        "ways": (min(2, task.ways), task.ways), "shots": task.shots, "queries": task.queries,
-        "steps": max(inner.inner_steps, 1), "batch": task.batch,
-    }  # fmt: skip
+    sizes = sizes_of(config)
     learns = detection([features_of(path, config, pool) for pool in train], tasks=config.outer.tasks, **sizes)
     held = detection([features_of(path, config, pool) for pool in val], tasks=1, **sizes)
     family = Family(

@@ -125,6 +125,12 @@ def adapt_pictures(
         raise ValueError(
             f"{CALL}: {support} must hold a folder for each class, got pictures beside them. Move them into one."
         )
+    classes, asked_of = ({label for _, label in pairs} for pairs in (known, asked))
+    if asked_of & classes and asked_of - classes:
+        raise ValueError(
+            f"{CALL}: every folder of {query} must be one of {support}, or none, got {min(asked_of - classes)!r}. Add "
+            "pictures of it to the support set, or put all pictures to be told apart into one folder."
+        )
     classifier = load_picture_classifier(path, name, root=root).fit(*zip(*known, strict=True))
     found = classifier.probabilities([file for file, _ in asked])
     write_predictions(out, [str(file) for file, _ in asked], classifier.names, found, "file")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import csv
 import functools
 import io
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +36,7 @@ from fmeta.train.family import Family
 from fmeta.train.terminal import say
 from fmeta.train.text.config import TextTask
 from fmeta.train.text.recipe import make_learner, model_parts
-from fmeta.types import Adapted, Algorithm, Batch, Task, Tree
+from fmeta.types import Adapted, Algorithm, Batch, MetaLearningWarning, Task, Tree
 
 CALL = "adapt"
 SIDE_BY_SIDE = 128
@@ -122,7 +123,16 @@ def load_classifier(path: str | Path, name: str = "best", *, model: str | None =
     parts = make_learner(config.task, device)
 
     def prepare(texts: Sequence[str]) -> Tree:
-        x = tokenise(CALL, texts, parts.tokenizer, config.task.max_length).x
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise TypeError(f"{CALL}: texts must be a list of str, got {texts!r:.60}.")
+        x, cut = tokenise(CALL, texts, parts.tokenizer, config.task.max_length)
+        if cut:
+            warnings.warn(
+                f"{CALL}: {cut} of {len(texts)} texts are longer than the {config.task.max_length} tokens of the run; "
+                "their ends are not read.",
+                MetaLearningWarning,
+                stacklevel=2,
+            )
         x = trim(tree.map(lambda leaf: leaf.to(device), x))
         return x if parts.prepare is None else parts.prepare(x)
 
