@@ -61,6 +61,9 @@ def test_boxes_at_the_edge_are_cut_on_request(tmp_path: Path) -> None:
         ({"boxes": [[25, 10, 5, 30]]}, r"boxes must have an area"),
         ({"boxes": [[5, 10, 5]]}, r"a box must be four finite numbers, got \[5, 10, 5\] in 0.png"),
         ({"boxes": [[5, 10, float("nan"), 9]]}, r"a box must be four finite numbers"),
+        ({"boxes": [["5", 10, 20, 30]]}, r"a box must be four finite numbers, got \['5', 10, 20, 30\] in 0.png"),
+        ({"labels": [1, 1]}, r"every box needs a label, got 1 boxes and 2 labels for 0.png"),
+        ({"labels": ["a"]}, r"labels must be in 1 .. 2 for 2 classes, got 'a' in 0.png"),
         ({"labels": [3]}, r"labels must be in 1 .. 2 for 2 classes, got 3 in 0.png"),
         ({"labels": [0]}, r"labels must be in 1 .. 2 for 2 classes, got 0 in 0.png"),
         ({"file": "none.png"}, r"the annotations name 1 pictures that .* does not hold, such as none.png"),
@@ -85,6 +88,20 @@ def test_files_that_are_no_annotations(tmp_path: Path) -> None:
         kind = part.removesuffix("_id")
         with pytest.raises(
             ValueError, match=f"coco_boxes: every annotation needs a listed {kind}.* {kind} {number}"
+        ):
+            coco_boxes(tmp_path / "coco.json", folder / "images")
+    for kind, key in (("annotations", "bbox"), ("images", "width"), ("categories", "name")):
+        first, *rest = content[kind]
+        short = {name: value for name, value in first.items() if name != key}
+        (tmp_path / "coco.json").write_text(json.dumps({**content, kind: [short, *rest]}))
+        with pytest.raises(
+            ValueError, match=f"every entry of '{kind}' in .* must have .*number 1 has no '{key}'"
+        ):
+            coco_boxes(tmp_path / "coco.json", folder / "images")
+    for kind in ("images", "categories"):
+        (tmp_path / "coco.json").write_text(json.dumps({**content, kind: [*content[kind], content[kind][0]]}))
+        with pytest.raises(
+            ValueError, match=f"coco_boxes: id must be unique in '{kind}' of .*, got .* twice"
         ):
             coco_boxes(tmp_path / "coco.json", folder / "images")
     (tmp_path / "coco.json").write_text(json.dumps({**content, "images": [], "annotations": []}))

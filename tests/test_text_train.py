@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,83 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path, data: Path, folder: P
         build(tiny(tmp_path, data, folder, ways=5, train_ways=5))
     with pytest.raises(ValueError, match="train: --layers must be at least 1, got 0"):
         build(tiny(tmp_path, data, folder, layers=0))
+
+
+def test_broken_model_folders_are_refused(tmp_path: Path, data: Path, folder: Path) -> None:
+    """Without its tokenizer's files transformers makes one that knows no word."""
+    bare = shutil.copytree(folder, tmp_path / "bare")
+    for file in [*bare.glob("tokenizer*"), *bare.glob("vocab*"), *bare.glob("special*")]:
+        file.unlink()
+    with pytest.raises(ValueError, match=r"load_tokenizer: .*bare must"):
+        build(tiny(tmp_path, data, bare))
+    torn = shutil.copytree(folder, tmp_path / "torn")
+    file = torn / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(
+        ValueError, match=r"encoder: .*torn must be a folder as transformers' save_pretrained"
+    ):
+        build(tiny(tmp_path, data, torn))
+
+
+def test_runs_that_learn_differently_are_compared(
+    tmp_path: Path, run: Path, data: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny(tmp_path / "last", data, folder, learns="last", train_ways=4)
+    assert commands.train(config, "fmeta train text") == 0
+    assert (
+        main(["compare", str(run), str(tmp_path / "last"), "--tasks", "5", "--out", str(tmp_path / "c")]) == 0
+    )
+    other = tiny(tmp_path / "other", data, folder, shots=2)
+    assert commands.train(other, "fmeta train text") == 0
+    assert (
+        main(["compare", str(run), str(tmp_path / "other"), "--tasks", "5", "--out", str(tmp_path / "d")])
+        == 1
+    )
+    assert "differs from" in (error := capsys.readouterr().err) and "in shots" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--dtype", "fp16"], "adapt: --dtype is for runs of detection, got a run of text"),
+        (["--steps", "3"], "adapt: --steps is for runs of detection"),
+        (["--root", "."], "adapt: --root is for runs of pictures"),
+    ],
+)
+def test_options_of_other_recipes_are_refused(
+    tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    support, query = few(tmp_path)
+    assert main(["adapt", str(run), "--support", str(support), "--query", str(query), *words]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_what_leaves_a_text_run(tmp_path: Path, run: Path, data: Path, folder: Path) -> None:
+    for words, said in (
+        ({"what": "adapted"}, "an adapted model of a text run is not written"),
+        ({"what": "meta", "root": "."}, "--root is for runs of pictures, got a run of text"),
+    ):
+        with pytest.raises((ValueError, NotImplementedError), match=f"export: {said}"):
+            fmeta.export(run, tmp_path / "x.safetensors", **words)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"export: a file of 'meta' must end in .safetensors, got x.pt"):
+        fmeta.export(run, tmp_path / "x.pt", what="meta")
+    with pytest.raises(FileNotFoundError, match=r"weights.save: there is no folder .*none for x.safetensors"):
+        fmeta.export(run, tmp_path / "none" / "x.safetensors", what="meta")
+    fmeta.export(run, tmp_path / "x.safetensors", what="meta")
+    (tmp_path / "plain").write_text("")
+    assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert commands.train(tiny(tmp_path / "last", data, folder), "fmeta train text") == 0
+    with pytest.raises(NotImplementedError, match="a text run that learns last takes tokens"):
+        fmeta.export(tmp_path / "last", tmp_path / "x.pt2")
+
+
+def test_texts_that_lose_their_end_are_told_of(run: Path) -> None:
+    learner = load_classifier(run)
+    with pytest.warns(fmeta.MetaLearningWarning, match=r"adapt: 1 of 2 texts are longer than the"):
+        learner.fit(["ba ce " * 100, "ce"], ["a", "b"])
+    for wrong in ("ba", ["ba", 3]):
+        with pytest.raises(TypeError, match=r"adapt: texts must be a list of str"):
+            learner.fit(wrong, ["a", "b"])
 
 
 @pytest.fixture(scope="module")

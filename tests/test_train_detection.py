@@ -211,6 +211,24 @@ def test_runs_that_do_not_fit(trained: Path, tmp_path: Path) -> None:
         ValueError, match="detection takes --algorithm fomaml, maml, anil or reptile, got cavia"
     ):
         make_algorithm(problem()[0], wrong)
+    for changed, said in (
+        (wrong, "detection takes --algorithm"),
+        (
+            replace(config, task=replace(config.task, test="nowhere")),
+            "nowhere.annotations.json must be a json",
+        ),
+        (
+            replace(config, task=replace(config.task, shots=3_000)),
+            r"pictures for training, of generated scenes",
+        ),
+    ):
+        with pytest.raises(ValueError, match=said):
+            commands.train(changed, "fmeta train detection")
+        assert not config.out.exists(), "before anything is trained or kept"
+    with pytest.raises(ValueError, match="adapt_detector: steps must be at least 0, got -3"):
+        folder = write_folder(tmp_path / "set", count=8)
+        (tmp_path / "coco.json").write_text(json.dumps(as_coco(folder)))
+        adapt_detector(trained, tmp_path / "coco.json", folder / "images", tmp_path / "out", steps=-3)
 
 
 @pytest.mark.parametrize("name", ["fomaml", "maml", "anil", "reptile"])

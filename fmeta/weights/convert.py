@@ -146,7 +146,10 @@ def save(
         )
     aside = path.with_name(f".{path.name}-{os.getpid()}.part")
     try:
+        aside.touch()
+        mode = aside.stat().st_mode  # as for any new file; save_file's own is for the user alone
         save_file(stored, aside, metadata={"fmeta": json.dumps(dict(record or {}))})
+        aside.chmod(mode)
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
