@@ -109,6 +109,19 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+def test_base_training_that_is_stopped_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*args: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fmeta.train.detection.recipe.base_training", interrupted)
+        assert train(tiny_config(tmp_path / "run"), "") == 130
+    said = " ".join(capsys.readouterr().out.split())
+    assert "starts anew" in said and f"--resume {tmp_path / 'run'}" in said
+
+
 def test_the_command_line_runs_it_and_tests_it_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

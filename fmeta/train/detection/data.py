@@ -165,3 +165,16 @@ def base_training(
         if until():
             break
     return state.meta
+
+
+def read_test(path: Path, task: DetectionTask) -> tuple[BoxPool, BoxPool]:
+    """Training and test pictures of a folder; the halves of one without splits."""
+    if split_of(path, "test") is None:
+        return halves(box_folder(path, size=task.size))
+    return box_folder(path, split="train", size=task.size), box_folder(path, split="test", size=task.size)
+
+
+def halves(pool: BoxPool) -> tuple[BoxPool, BoxPool]:
+    """Every second picture of a pool, and the others."""
+    rows = torch.arange(len(pool.files))
+    return pool.rows(rows[::2]), pool.rows(rows[1::2])

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import fmeta
-from fmeta.data.boxes import BoxPool, box_folder
+from fmeta.data.boxes import BoxPool
 from fmeta.data.featured import Featured
 from fmeta.models.detector import merged_detector, split_detector
 from fmeta.parallel import ALONE, launched
@@ -42,9 +42,10 @@ from fmeta.train.detection.data import (
     behind_pyramid,
     built,
     folders,
+    halves,
     load_sources,
     make_module,
-    split_of,
+    read_test,
     where_to_cut,
     with_features,
 )
@@ -82,17 +83,24 @@ def train(config: Config[DetectionTask], command: str) -> int:
     check_before(config, pools)
     path = folder.check_resumable(config) if config.resume else folder.create(config, command)
     folder.write_config(path, config, command)
-    make_base(path, config, pools.train)
+    try:
+        make_base(path, config, pools.train)
+    except KeyboardInterrupt:
+        return stopped(path, "Stopped in base training, which starts anew")
     experiment = build(path, config, pools.train, pools.val)
     outcome = run(path, experiment)
     if outcome.reason == "diverged":
         raise ValueError(divergence(path, outcome.progress))
     if outcome.reason == "interrupted":
-        again = shlex.join(["fmeta", "train", "detection", "--resume", str(path)])
-        say(f"Stopped and saved. Continue with:\n  {again}")
-        return 130
+        return stopped(path, "Stopped and saved")
     say(f"{outcome.progress.step:,} outer steps in {format_seconds(outcome.progress.wall_s)}.")
     return report(path, command)
+
+
+def stopped(path: Path, how: str) -> int:
+    """Say how to go on; returns the exit code."""
+    say(f"{how}. Continue with:\n  {shlex.join(['fmeta', 'train', 'detection', '--resume', str(path)])}")
+    return 130
 
 
 def check_before(config: Config[DetectionTask], pools: Sources) -> None:
@@ -203,19 +211,6 @@ def report(path: Path, command: str, name: str = "best") -> int:
     folder.write_json(path / "results.json", record)
     say(f"\nnumbers and pictures: {path}")
     return 0
-
-
-def halves(pool: BoxPool) -> tuple[BoxPool, BoxPool]:
-    """Every second picture of a pool, and the others."""
-    rows = torch.arange(len(pool.files))
-    return pool.rows(rows[::2]), pool.rows(rows[1::2])
-
-
-def read_test(path: Path, task: DetectionTask) -> tuple[BoxPool, BoxPool]:
-    """Training and test pictures of a folder; the halves of one without splits."""
-    if split_of(path, "test") is None:
-        return halves(box_folder(path, size=task.size))
-    return box_folder(path, split="train", size=task.size), box_folder(path, split="test", size=task.size)
 
 
 def tested(path: Path, learned: Learned, label: str, shown: Featured, asked: Featured) -> dict[str, Any]:
