@@ -44,7 +44,7 @@ OMNIGLOT = {
     "omniglot_protonet_60w1s_maxpool": (0, 0.985, 0.0021),
     "omniglot_maml_20w1s": (5, 0.779, 0.0061),
     "omniglot_anil_20w1s": (5, 0.768, 0.0061),
-    "omniglot_reptile_5w1s": (20, 0.866, 0.0102),
+    "omniglot_reptile_5w1s": (20, 0.980, 0.0044),
     "omniglot_anil_20w5s": (5, 0.880, 0.0048),
     "omniglot_maml_20w5s": (5, 0.846, 0.0047),
     "omniglot_anil_20w1s_long": (5, 0.902, 0.0042),
