@@ -21,10 +21,10 @@ ALGORITHMS = (
 )
 OWN = {
     "reptile": (
-        "--inner-optimizer adam --inner-lr 0.003 --inner-steps 5 --train-shots 10 --minibatches "
+        "--inner-lr 0.1 --inner-steps 5 --train-shots 10 --minibatches "
         "--outer-optimizer sgd --outer-lr 1.0 --test-steps 10"
     ).split(),
-    "imaml": "--inner-steps 8 --strength 1.0".split(),
+    "imaml": "--inner-lr 0.4 --inner-steps 5 --strength 0.5 --damping 10".split(),
     "learned": ["--inner-lr", "0.01"],
     **{name: ["--train-ways", "15"] for name in STEPLESS},
 }
