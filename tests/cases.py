@@ -296,14 +296,18 @@ def imaml_row(
 
 
 def fitted_row(
-    name: str, make_algorithm: Callable[[], Algorithm], meta: Callable[[], Any], objective: Any
+    name: str,
+    make_algorithm: Callable[[], Algorithm],
+    meta: Callable[[], Any],
+    objective: Any,
+    compiled: bool = False,
 ) -> Case:
     """An algorithm without steps, on classification."""
 
     def make() -> Problem:
         return Problem(make_algorithm(), meta(), problems.classification_tasks(2))
 
-    return Case(name, make, True, lambda meta, tasks: meta_gradient(objective, meta, tasks))
+    return Case(name, make, True, lambda meta, tasks: meta_gradient(objective, meta, tasks), compiled)
 
 
 def numbers_of(*names: str) -> Any:
@@ -426,18 +430,21 @@ CASES = (
         lambda: fmeta.r2d2(networks.mlp, ways=WAYS),
         lambda: numbers_of("log_ridge", "scale", "bias"),
         metric.ridge(networks.mlp, WAYS),
+        compiled=True,
     ),
     fitted_row(
         "lrd2",
         lambda: fmeta.lrd2(networks.mlp, iterations=3, ways=WAYS),
         lambda: numbers_of("log_ridge", "scale"),
         metric.logistic(networks.mlp, WAYS, 3),
+        compiled=True,
     ),
     fitted_row(
         "metaoptnet",
         lambda: fmeta.metaoptnet(networks.mlp, C=1.0, iterations=6, ways=WAYS),
         lambda: numbers_of("scale"),
         metric.machine(networks.mlp, WAYS, 1.0, 6),
+        compiled=True,
     ),
     fitted_row(
         "simpleshot",

@@ -13,56 +13,21 @@ import pytest
 import torch
 from cases import CASES, Case, each
 from helpers import assert_trees_close, assert_trees_equal
+from native_checks import build, check, numbers
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 from torch.nn import functional as F
-from torch.utils import _pytree as pytree
 
 import fmeta
 from fmeta import Plan
 from fmeta.parallel import kernels
 from fmeta.parallel.mode import is_small, out_of_memory
 from fmeta.parallel.native import build as build_module
-from fmeta.parallel.native.axis import axes_of
-from fmeta.parallel.native.build import native
 from fmeta.parallel.native.ir import Unsupported
 
 pytestmark = pytest.mark.compiles
 TASKS = 3
 CALLER = build_module.caller
-
-
-def build(fn: Callable[..., Any], *args: Any, axes: tuple[int | None, ...]) -> Any:
-    """A compiled form of a function of pytrees."""
-    flat, spec = pytree.tree_flatten(args)
-    with torch.no_grad():
-        made = native(fn, flat, spec, axes_of(args, axes))
-
-    def call(*args: Any) -> Any:
-        return pytree.tree_unflatten(made.run(pytree.tree_leaves(args)), made.out_spec)
-
-    return call
-
-
-def check(fn: Callable[..., Any], *args: Any, axes: tuple[int | None, ...], within: float = 1e-11) -> None:
-    """Equal to torch for the tasks of the example, and for another number of them."""
-    call = build(fn, *args, axes=axes)
-    rows = torch.tensor([2, 0, 1, 1, 0])
-    other = [
-        a if axis is None else pytree.tree_map(lambda x, d=axis: x.index_select(d, rows), a)
-        for a, axis in zip(args, axes, strict=True)
-    ]
-    for given in (args, other):
-        want = pytree.tree_map(lambda x: x.detach(), fn(*given))
-        got = call(*given)
-        for a, b in zip(pytree.tree_leaves(got), pytree.tree_leaves(want), strict=True):
-            assert (a.shape, a.dtype) == (b.shape, b.dtype)
-            torch.testing.assert_close(a, b, rtol=within, atol=within, equal_nan=True)
-
-
-def numbers(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed + sum(shape))
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
 ONE = {
@@ -113,6 +78,12 @@ REDUCTIONS = {
     "prod": lambda x: x.prod(),
     "var": lambda x: x.var(0),
     "std": lambda x: x.std(1),
+    "max": lambda x: x.max() - x.min(),
+    "max and where": lambda x: x.max(1),
+    "min and where, of rounded": lambda x: x.round().min(0, keepdim=True),
+    "sorted": lambda x: x.sort(1),
+    "sorted, falling": lambda x: x.round().sort(0, descending=True)[0],
+    "summed up": lambda x: x.cumsum(0) + x.flip(1).cumsum(1) + x.cumprod(1),
 }
 
 SHAPES = {
@@ -130,7 +101,14 @@ SHAPES = {
     "expanded": lambda x: x[0].expand(5, -1).sum(0),
     "zeros": lambda x: torch.zeros_like(x) * x + torch.ones_like(x),
     "arange": lambda x: x * torch.arange(x.shape[1], dtype=x.dtype),
-    "eye": lambda x: x @ torch.ones(x.shape[1], 2, dtype=x.dtype),
+    "ones": lambda x: x @ torch.ones(x.shape[1], 2, dtype=x.dtype),
+    "eye": lambda x: x @ torch.eye(x.shape[1], 3, dtype=x.dtype),
+    "slices replaced": lambda x: torch.slice_scatter(x, x[:, 1:3] + 1, 1, 2, 6, 2).slice_scatter(
+        x[:1] * 2, 0, 1, 2
+    ),
+    "diagonal": lambda x: x.diagonal() + x.diagonal(-1)[:1] + x[None, :, 2:].diagonal(1, 1, 2).sum(),
+    "diagonal, added to": lambda x: x[:, :4].clone().diagonal().add_(1.0),
+    "a matrix of its diagonal": lambda x: torch.diag_embed(x, 1) @ torch.diag_embed(x[0], -1),
     "unchanged": lambda x: x,
     "einsum": lambda x: torch.einsum("ij,kj->ik", x, x),
 }
@@ -138,7 +116,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("table", [ONE, REDUCTIONS, SHAPES], ids=["numbers", "reductions", "shapes"])
 def test_operations_of_a_task(table: dict[str, Callable[[Tensor], Tensor]]) -> None:
-    def every(x: Tensor) -> dict[str, Tensor]:
+    def every(x: Tensor) -> dict[str, Any]:
         return {name: vmap(f)(x) for name, f in table.items()}
 
     check(every, numbers(TASKS, 4, 6), axes=(0,))
@@ -158,6 +136,26 @@ def test_derivatives_of_a_task(names: list[str]) -> None:
             return {name: of(ONE[name]) for name in smooth}
 
     check(every, numbers(TASKS, 3, 5), numbers(TASKS, 3, 5, seed=1), axes=(0, 0), within=1e-9)
+
+
+def test_derivatives_of_choices() -> None:
+    """Of the largest, of numbers in order, of diagonals, and of slices."""
+
+    def one(x: Tensor) -> Tensor:
+        ordered = x.sort(1, descending=True)[0].cumsum(1)[:, 2] * x.max(0)[0][:4]
+        apart = (x[1:, ::2] * x[:-1, 1:6:2]).sum() + x[0, 2:].exp().prod()
+        return (
+            (ordered * x[:, 1:5].diagonal()).sum()
+            + apart
+            + (x.max() * torch.diag_embed(x, 1)[0]).square().sum()
+        )
+
+    check(
+        lambda x: vmap(grad(lambda x: grad(one)(x).square().sum()))(x),
+        numbers(TASKS, 4, 6),
+        axes=(0,),
+        within=1e-9,
+    )
 
 
 def test_sums_over_tasks() -> None:
@@ -411,7 +409,7 @@ def test_parts_of_a_tensor_are_written_in_their_order(width: int) -> None:
 
 
 REFUSED = {
-    "a sort": (lambda x: x.sort(1)[0], (0,)),
+    "a sort of tasks": (lambda x: x.sort(0)[0], (0,)),
     "a task picked": (lambda x: x[0], (0,)),
     "tasks reversed": (lambda x: x.flip(0), (0,)),
     "tasks in the middle": (lambda x: x.transpose(0, 1).reshape(-1), (0,)),

@@ -28,6 +28,7 @@ from fmeta.parallel.native import (
     pooling,
     products,
     reductions,
+    solvers,
     views,
 )
 from fmeta.parallel.native.axis import one_task
@@ -37,7 +38,7 @@ from fmeta.parallel.native.lower import Lowering
 from fmeta.parallel.native.memory import BYTES
 from fmeta.parallel.native.schedule import Plan
 
-PARTS = (views, arithmetic, reductions, indexing, products, convolutions, pooling)
+PARTS = (views, arithmetic, reductions, indexing, products, convolutions, pooling, solvers)
 RULES: dict[str, Any] = {name: rule for part in PARTS for name, rule in part.RULES.items()}
 FLAGS = (
     "-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic",  # -O3 takes half as long again, and gains nothing
@@ -127,8 +128,8 @@ def products_object(number: str) -> pathlib.Path:
 def made(name: str, text: str, ending: str, how: list[str]) -> pathlib.Path:
     """What a compiler makes of a text, from the cache where it is there."""
     command = [str(compiler()), *FLAGS, *machine_flags()]
-    header = (HERE / "runtime.h").read_text()
-    told = "\0".join([text, header, *command, *how, processor(), torch.__version__])
+    headers = [path.read_text() for path in sorted(HERE.glob("*.h"))]
+    told = "\0".join([text, *headers, *command, *how, processor(), torch.__version__])
     path = store.cache_folder() / "native" / (hashlib.sha256(told.encode()).hexdigest()[:32] + ending)
     if not path.exists():
         build(name, text, [*command, f"-I{HERE}"], how, path)

@@ -10,7 +10,7 @@ from fmeta.parallel.native.lower import FIRST, Lowering
 from fmeta.parallel.native.schedule import plan
 from fmeta.parallel.native.text import Text, number
 
-HEAD = '#include "runtime.h"\n'
+HEAD, SOLVERS = '#include "runtime.h"\n', '#include "solvers.h"\n'
 LONG = '#if defined(__AVX512F__)\n#pragma GCC target("prefer-vector-width=512")\n#endif\n'
 """gcc takes vectors of 256 bits unless told otherwise."""
 LANES, MANY = 16, 128
@@ -51,12 +51,17 @@ class Emitter:
         out("return bad;")
         out("}")
         tables = "".join(table(name, grid) for grid, name in self.tables.items())
-        return LONG * self.even() + HEAD + tables + out.whole()
+        return LONG * self.even() + HEAD + SOLVERS * self.solves() + tables + out.whole()
 
     def even(self) -> bool:
         """Whether nearly all loops are whole long vectors; others would leave a rest that goes number by number."""
         whole = sum(total for total, inner in self.loops if inner % LANES == 0 or inner >= MANY)
         return whole > 0.9 * sum(total for total, _ in self.loops)
+
+    def solves(self) -> bool:
+        """Whether a system of equations is solved, or a matrix factored."""
+        calls = [s for s in self.low.statements if isinstance(s, Call)]
+        return any(s.code.startswith("fm_") for s in calls)
 
     def shared(self, section: Section) -> None:
         """What is computed once."""
@@ -146,8 +151,9 @@ class Emitter:
     def call(self, call: Call) -> str:
         """A call of a template."""
         code = call.code
-        for key, view in (("{out}", call.outs[0]), ("{a}", call.ins[0]), ("{b}", call.ins[1])):
-            code = code.replace(key, f"({self.name(view.buffer)} + {view.offset})")
+        named = [*zip("abc", call.ins, strict=False), *zip(("out", "out1"), call.outs, strict=False)]
+        for key, view in named:
+            code = code.replace(f"{{{key}}}", f"({self.name(view.buffer)} + {view.offset})")
         for i, numbers in enumerate(call.tables):
             code = code.replace(f"{{t{i}}}", self.tables.setdefault(numbers, f"t{len(self.tables)}"))
         return code

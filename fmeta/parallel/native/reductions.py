@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -95,8 +96,17 @@ def spread(low: Lowering, op: Op) -> Any:
     return [found, mean] if name == "var_mean" else found
 
 
+def extreme(low: Lowering, op: Op) -> Any:
+    """``max`` and ``min``, of everything or with the places along a dimension."""
+    if not op.results:
+        return reduced(low, op)
+    x, shape = op.args[0], next(iter(op.results.values())).shape
+    of = [replace(op, shape=shape, dtype=dtype) for dtype in (x.dtype, torch.int64)]
+    return [reduced(low, of[0]), largest(low, of[1])]
+
+
 def largest(low: Lowering, op: Op) -> Value:
-    """``argmax`` and ``argmin``."""
+    """``argmax`` and ``argmin``, and the places of ``max`` and ``min``."""
     x, value = op.args[0], low.values[op.args[0]]
     d = op.args[1] if len(op.args) > 1 else op.kwargs.get("dim")
     if isinstance(value, Const):
@@ -110,7 +120,7 @@ def largest(low: Lowering, op: Op) -> Value:
     if x.axis == d:
         raise Unsupported("the largest of all tasks")
     at: Any = without(value._replace(shape=tuple(1 if i == d else n for i, n in enumerate(value.shape))), d)
-    sign = "-" if op.called == "argmin" else ""
+    sign = "-" if op.called in ("argmin", "min") else ""
     code = f"fm_argmax({{0}}, {value.shape[d]}, {value.strides[d]}, {sign}1)"
     keeps = len(op.shape) == len(at.shape)
     found = low.map(code, [Address(at)], at.shape, op.dtype)
@@ -121,4 +131,5 @@ RULES = {
     **dict.fromkeys(("sum", "mean", "amax", "amin", "all", "any", "prod"), reduced),
     **dict.fromkeys(("var", "std", "var_mean"), spread),
     **dict.fromkeys(("argmax", "argmin"), largest),
+    **dict.fromkeys(("max", "min"), extreme),
 }

@@ -11,7 +11,7 @@ from fmeta.parallel.native.ir import Address, Buffer, Const, Indirect, Unsupport
 
 VIEWS = (
     "view", "_unsafe_view", "reshape", "_reshape_alias", "alias", "detach", "t", "transpose", "permute", "unsqueeze",
-    "squeeze", "expand", "select", "slice", "split", "split_with_sizes", "unbind", "lift_fresh", "view_of",
+    "squeeze", "expand", "select", "slice", "split", "split_with_sizes", "unbind", "lift_fresh", "view_of", "diagonal",
 )  # fmt: skip
 FILLED = {
     "zeros": 0, "ones": 1, "new_zeros": 0, "new_ones": 1, "zeros_like": 0, "ones_like": 1, "empty": 0, "new_empty": 0,
