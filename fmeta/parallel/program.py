@@ -86,7 +86,9 @@ class Recorder(TorchDispatchMode):
             return func(*args, **kwargs)
         if func in self.simpler:
             with note(self):
-                return self.simpler[func](*args, **kwargs)
+                made = self.simpler[func](*args, **kwargs)
+            if made is not NotImplemented:
+                return made
         if self.simpler and is_composed(func):  # inside one of them
             with note(self):
                 return func.decompose(*args, **kwargs)

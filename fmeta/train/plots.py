@@ -101,7 +101,8 @@ def learning_curve(path: Path, experiment: Experiment) -> Figure:
         axes.yaxis.set_minor_formatter("{x:g}")
     axes.set(xlabel="outer step", ylabel=metric_label(metric))
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.legend()
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
     return figure
 
 

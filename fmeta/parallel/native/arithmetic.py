@@ -59,8 +59,9 @@ def pointwise(low: Lowering, op: Op) -> Value:
     """An operation of the table."""
     name = op.called
     rule = CODES[name]
+    given = [*op.args, *(argument.default_value for argument in op.target._schema.arguments[len(op.args) :])]
     values = [
-        low.value(a) for a in op.args if isinstance(a, (Op, int, float, tuple)) and not isinstance(a, bool)
+        low.value(a) for a in given if isinstance(a, (Op, int, float, tuple)) and not isinstance(a, bool)
     ]
     values = values[: len(set(re.findall(r"\{(\d)\}", rule.code)))]
     tensors = [v for v, a in zip(values, op.args, strict=False) if isinstance(a, Op)]

@@ -29,6 +29,7 @@ from fmeta.parallel.native import (
     products,
     reductions,
     solvers,
+    strided,
     views,
 )
 from fmeta.parallel.native.axis import one_task
@@ -38,7 +39,7 @@ from fmeta.parallel.native.lower import Lowering
 from fmeta.parallel.native.memory import BYTES
 from fmeta.parallel.native.schedule import Plan
 
-PARTS = (views, arithmetic, reductions, indexing, products, convolutions, pooling, solvers)
+PARTS = (views, arithmetic, reductions, indexing, products, convolutions, pooling, solvers, strided)
 RULES: dict[str, Any] = {name: rule for part in PARTS for name, rule in part.RULES.items()}
 FLAGS = (
     "-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic",  # -O3 takes half as long again, and gains nothing

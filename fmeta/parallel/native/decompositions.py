@@ -7,7 +7,26 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+
+from fmeta.parallel.native.matrices import kthvalue, linalg_det, linalg_inv_ex, lu_unpack, topk
+from fmeta.parallel.native.placing import (
+    diag_embed,
+    diagonal_backward,
+    index_add,
+    new_empty_strided,
+    slice_backward,
+    slice_scatter,
+)
+from fmeta.parallel.native.windows import (
+    _adaptive_avg_pool2d,
+    _adaptive_avg_pool2d_backward,
+    avg_pool2d,
+    avg_pool2d_backward,
+    convolution,
+    convolution_backward,
+    upsample_nearest2d,
+    upsample_nearest2d_backward,
+)
 
 aten = torch.ops.aten
 COMPOSED = """
@@ -20,7 +39,16 @@ COMPOSED = """
     select_backward select_scatter masked_fill frac logit heaviside native_layer_norm
     native_layer_norm_backward native_group_norm xlogy  logaddexp glu glu_backward  tril triu addmv mv
     dot nan_to_num roll rsub special_entr deg2rad
+    celu softshrink hardshrink threshold repeat sinc linspace pixel_shuffle pixel_unshuffle
+    rot90 norm isneginf isposinf _safe_softmax aminmax count_nonzero nansum linalg_cross trace index_fill index_fill_
 """
+
+OWN: tuple[Callable[..., Any], ...] = (
+    index_add, slice_backward, slice_scatter, diagonal_backward, diag_embed, new_empty_strided, lu_unpack,
+    linalg_inv_ex, topk, kthvalue, avg_pool2d, avg_pool2d_backward, _adaptive_avg_pool2d,
+    _adaptive_avg_pool2d_backward, upsample_nearest2d, upsample_nearest2d_backward, convolution,
+    convolution_backward,
+)  # fmt: skip
 
 
 @functools.cache
@@ -29,85 +57,5 @@ def table() -> dict[Any, Callable[..., Any]]:
     from torch._decomp import get_decompositions
 
     found = dict(get_decompositions([getattr(aten, name) for name in COMPOSED.split()]))
-    own: list[Callable[..., Any]] = [
-        index_add,
-        slice_backward,
-        slice_scatter,
-        diagonal_backward,
-        diag_embed,
-        lu_unpack,
-    ]
-    return {**found, **{getattr(aten, function.__name__).default: function for function in own}}
-
-
-def index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
-    """``index_add`` by ``scatter_add``, which kernels know; torch makes an ``index_put`` of it."""
-    shape = [1] * source.ndim
-    shape[dim] = -1
-    places = index.reshape(shape).expand(source.shape)
-    return x.scatter_add(dim, places, source if alpha == 1 else alpha * source)
-
-
-def slice_backward(ct: Tensor, input_sizes: list[int], dim: int, start: int, end: int, step: int) -> Tensor:
-    """Zeros but for some rows; torch reads them by index."""
-    return placed(ct, dim, range(input_sizes[dim])[start:end:step], input_sizes[dim])
-
-
-def slice_scatter(
-    x: Tensor, src: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
-) -> Tensor:
-    """A copy in which some rows are others; torch reads them by index."""
-    size = x.shape[dim]
-    at = range(size)[start:end:step]
-    if step == 1:
-        kept = x.narrow(dim, 0, at.start), x.narrow(dim, at.stop, size - at.stop)
-        return beside([kept[0], src.to(x.dtype).expand_as(x.narrow(dim, at.start, len(at))), kept[1]], dim)
-    rows = torch.arange(size, device=x.device)
-    here = (rows >= at.start) & (rows < at.stop) & ((rows - at.start) % step == 0)
-    shape = [size if d == dim % x.ndim else 1 for d in range(x.ndim)]
-    return torch.where(here.view(shape), placed(src.to(x.dtype), dim, at, size), x)
-
-
-def placed(x: Tensor, dim: int, at: range, size: int) -> Tensor:
-    """Zeros, of ``size`` rows, with those of ``x`` in some places."""
-    dim %= x.ndim
-    zeros = lambda *sizes: x.new_zeros((*x.shape[:dim], *sizes, *x.shape[dim + 1 :]))  # noqa: E731
-    if at.step > 1:
-        wide = torch.cat([x.unsqueeze(dim + 1), zeros(len(at), at.step - 1)], dim + 1).flatten(dim, dim + 1)
-        x = wide.narrow(dim, 0, len(at) * at.step - at.step + 1)
-    before = at.start if at else 0
-    return beside([zeros(before), x, zeros(size - before - x.shape[dim])], dim)
-
-
-def beside(parts: list[Tensor], dim: int) -> Tensor:
-    """Those that are not empty, joined."""
-    filled = [part for part in parts if part.shape[dim]]
-    return torch.cat(filled, dim) if len(filled) > 1 else filled[0].clone()
-
-
-def diagonal_backward(ct: Tensor, input_sizes: list[int], offset: int, dim1: int, dim2: int) -> Tensor:
-    """Zeros but for a diagonal."""
-    rows, columns, first = input_sizes[dim1], input_sizes[dim2], max(offset, 0)
-    wide = placed(ct, -1, range(first, first + ct.shape[-1]), columns).unsqueeze(
-        -2
-    )  # of a column, in every row
-    to = torch.arange(rows, device=ct.device).unsqueeze(-1) + offset
-    here = to == torch.arange(columns, device=ct.device)
-    return torch.where(here, wide, torch.zeros((), dtype=ct.dtype, device=ct.device)).movedim(
-        (-2, -1), (dim1, dim2)
-    )
-
-
-def diag_embed(x: Tensor, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Tensor:
-    """Matrices with these diagonals."""
-    sizes = [x.shape[-1] + abs(offset)] * (x.ndim + 1)
-    return diagonal_backward(x, sizes, offset, dim1, dim2)
-
-
-def lu_unpack(
-    LU: Tensor, pivots: Tensor, unpack_data: bool = True, unpack_pivots: bool = True
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Permutation and factors of square matrices; pivots alone solve for the permutation."""
-    one = torch.ones_like(LU).tril(0).triu(0)
-    P = aten.linalg_lu_solve(one, pivots, one, adjoint=True) if unpack_pivots else LU
-    return P, LU.tril(-1) + one, LU.triu(0)
+    own = {function.__name__: function for function in OWN} | {"_linalg_det": linalg_det}
+    return {**found, **{getattr(aten, name).default: function for name, function in own.items()}}

@@ -74,23 +74,13 @@ def indexed(low: Lowering, op: Op) -> Value:
 
 def scattered(low: Lowering, op: Op) -> Value:
     """``scatter``, ``scatter_add``: a copy, some of whose numbers are set or added to by index."""
-    base, d, index, src = op.args[0], op.args[1] % len(op.shape), op.args[2], low.value(op.args[3])
+    d, index, src = op.args[1] % len(op.shape), op.args[2], low.value(op.args[3])
     if op.axis == d or len(op.args) > 4 or op.kwargs.get("reduce"):
         raise Unsupported("tasks by index")
     at = low.values[index]
     if isinstance(at, Const):
         at = low.copied(at)
-    from_ = low.place([at, *([src] if isinstance(src, View) else [])])
-    out = low.map(
-        "{0}",
-        [low.values[base]],
-        op.shape,
-        op.dtype,
-        scope=from_[0],
-        key=object(),
-        strides=contiguous(op.shape),
-    )
-    out.buffer.level = max(out.buffer.level, from_[1])
+    out = copied_for(low, op, [at, src])
     where_to = along(out, d, index.shape, 0)
     kind = "sum" if op.called == "scatter_add" else "store"
     operands: list[Any] = [
@@ -99,6 +89,36 @@ def scattered(low: Lowering, op: Op) -> Value:
     ]
     code = cast("{1}", operands, op.dtype)
     low.statements.append(Map(out, index.shape, code, operands, kind, scatter=where_to, fresh=False))
+    return out
+
+
+def put(low: Lowering, op: Op) -> Value:
+    """``index_put`` by a single tensor: a copy, some of whose rows are set or added to."""
+    _, indices, values, *adds = op.args
+    found = [(d, v) for d, v in enumerate(indices) if v is not None]
+    if len(found) != 1 or found[0][1].dtype == torch.bool or op.axis == found[0][0]:
+        raise Unsupported("an index of several tensors, or of conditions")
+    (d, index), src = found[0], low.values[values]
+    at = low.copied(low.values[index])
+    shape, k = (*op.shape[:d], *index.shape, *op.shape[d + 1 :]), len(index.shape)
+    out = copied_for(low, op, [at, src])
+    over = View(at.buffer, shape, (*[0] * d, *at.strides, *[0] * (len(shape) - d - k)), at.offset)
+    strides = (*out.strides[:d], *[0] * k, *out.strides[d + 1 :])
+    to = Indirect(View(out.buffer, shape, strides), out.strides[d], op.shape[d], 0, True)
+    operands: list[Any] = [over, shapes.expand(src, shape)]
+    kind = "sum" if any(adds) or op.kwargs.get("accumulate") else "store"
+    low.statements.append(
+        Map(out, shape, cast("{1}", operands, op.dtype), operands, kind, scatter=to, fresh=False)
+    )
+    return out
+
+
+def copied_for(low: Lowering, op: Op, others: list[Value]) -> View:
+    """A copy of the first argument, where others are known that change it."""
+    scope, level = low.place(others)
+    base = low.values[op.args[0]]
+    out = low.map("{0}", [base], op.shape, op.dtype, scope=scope, key=object(), strides=contiguous(op.shape))
+    out.buffer.level = max(out.buffer.level, level)
     return out
 
 
@@ -161,6 +181,7 @@ RULES = {
     "gather": gather,
     **dict.fromkeys(("embedding", "index_select", "index"), indexed),
     **dict.fromkeys(("scatter", "scatter_add"), scattered),
+    "index_put": put,
     "embedding_dense_backward": embedding_gradient,
     **dict.fromkeys(
         (f"{name}_" for name in (*CODES, "masked_fill", "copy", "fill", "zero", "add", "sub")), in_place

@@ -49,7 +49,9 @@ RULES: dict[Any, Rule] = {
     "sqrt": function("c_sqrt"), "rsqrt": function("fm_rsqrt"), "reciprocal": Rule("(1 / {0})"),
     "sin": function("c_sin"), "cos": function("c_cos"), "tan": function("c_tan"),
     "asin": function("c_asin"), "acos": function("c_acos"), "atan": function("c_atan"),
-    "sinh": function("c_sinh"), "cosh": function("c_cosh"),
+    "sinh": function("c_sinh"), "cosh": function("c_cosh"), "erfc": function("c_erfc"),
+    "asinh": function("c_asinh"), "acosh": function("c_acosh"), "atanh": function("c_atanh"),
+    "exp2": function("c_exp2"), "log10": function("c_log10"),
     "tanh": function("fm_tanh"), "sigmoid": function("fm_sigmoid"), "erf": function("fm_erf"),
     "floor": function("c_floor"), "ceil": function("c_ceil"), "round": function("c_nearbyint"),
     "trunc": function("c_trunc"), "sign": function("fm_sign"), "sgn": function("fm_sign"),
@@ -59,6 +61,7 @@ RULES: dict[Any, Rule] = {
     "tanh_backward": Rule("({0} * (1 - {1} * {1}))"), "sigmoid_backward": Rule("({0} * ({1} * (1 - {1})))"),
     "leaky_relu": Rule("({0} > 0 ? {0} : {0} * {1})"),
     "leaky_relu_backward": Rule("({1} > 0 ? {0} : {0} * {2})"),
+    **dict.fromkeys(("hardshrink_backward", "softshrink_backward"), Rule("({1} >= -{2} && {1} <= {2} ? 0 : {0})")),
     "clamp_min": function("fm_max", 2), "clamp_max": function("fm_min", 2), "square": Rule("({0} * {0})"),
 }  # fmt: skip
 """By the name of the operation, whatever its overload."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from fmeta.parallel.native import shapes
 from fmeta.parallel.native.inline import ready
 from fmeta.parallel.native.ir import Buffer, Call, Loop, Map, Section, Statement, Total, View
 from fmeta.parallel.native.lower import Lowering
@@ -110,14 +111,8 @@ def apart(s: Statement, others: list[View]) -> bool:
     """Whether a statement writes to other places than all of these, so that the order does not matter."""
     if not isinstance(s, Map) or s.kind != "store" or s.scatter is not None or not s.fresh:
         return False
-    first, last = reach(s.out)
-    return all(last < low or first > high for low, high in map(reach, others))
-
-
-def reach(view: View) -> tuple[int, int]:
-    """The first and the last place of a view."""
-    steps = [(n - 1) * d for n, d in zip(view.shape, view.strides, strict=True)]
-    return view.offset + sum(d for d in steps if d < 0), view.offset + sum(d for d in steps if d > 0)
+    first, last = shapes.reach(s.out)
+    return all(last < low or first > high for low, high in map(shapes.reach, others))
 
 
 def keep(sections: list[Section]) -> None:

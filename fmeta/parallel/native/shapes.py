@@ -11,7 +11,8 @@ from fmeta.parallel.native.ir import Address, Buffer, Const, Indirect, Unsupport
 
 VIEWS = (
     "view", "_unsafe_view", "reshape", "_reshape_alias", "alias", "detach", "t", "transpose", "permute", "unsqueeze",
-    "squeeze", "expand", "select", "slice", "split", "split_with_sizes", "unbind", "lift_fresh", "view_of", "diagonal",
+    "squeeze", "expand", "select", "slice", "split", "split_with_sizes", "unbind", "lift_fresh", "view_of",
+    "diagonal", "as_strided",
 )  # fmt: skip
 FILLED = {
     "zeros": 0, "ones": 1, "new_zeros": 0, "new_ones": 1, "zeros_like": 0, "ones_like": 1, "empty": 0, "new_empty": 0,
@@ -45,6 +46,12 @@ def expand(x: Value, shape: tuple[int, ...]) -> Value:
             raise Unsupported(f"a shape {x.shape} as {shape}")
         strides.append(stride if have == want and have != 1 else 0)
     return View(x.buffer, shape, tuple(strides), x.offset)
+
+
+def reach(view: View) -> tuple[int, int]:
+    """The first and the last place of a view."""
+    steps = [(n - 1) * d for n, d in zip(view.shape, view.strides, strict=True)]
+    return view.offset + sum(d for d in steps if d < 0), view.offset + sum(d for d in steps if d > 0)
 
 
 def is_(value: Value, number: float) -> bool:

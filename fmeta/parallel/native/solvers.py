@@ -101,28 +101,6 @@ def cholesky(low: Lowering, op: Op) -> list[Value]:
     return [factor, Const(0, batch, torch.int32)]
 
 
-def diagonal(low: Lowering, op: Op) -> Value:
-    """``diagonal``, the last dimension of the result."""
-    x, value = op.args[0], low.values[op.args[0]]
-    if isinstance(value, Const):
-        return value._replace(shape=op.shape)
-    given: list[Any] = [*op.args[1:], *(0, 0, 1)[len(op.args) - 1 :]]
-    offset, a, b = given
-    a, b = a % len(x.shape), b % len(x.shape)
-    if x.axis in (a, b):
-        raise Unsupported("the diagonal of all tasks")
-    begin = value.offset + (offset * value.strides[b] if offset > 0 else -offset * value.strides[a])
-    kept = [stride for d, stride in enumerate(value.strides) if d not in (a, b)]
-    return View(value.buffer, op.shape, (*kept, value.strides[a] + value.strides[b]), begin)
-
-
-def eye(low: Lowering, op: Op) -> Value:
-    """``eye``."""
-    if op.axis is not None:
-        raise Unsupported("a row or column for every task")
-    return low.map("({d0} == {d1})", [], op.shape, op.dtype)
-
-
 def along_rows(low: Lowering, op: Op) -> tuple[View, list[int]]:
     """The argument with the dimension of ``sort`` and the like last, and where its dimensions come from then."""
     x, n = op.args[0], len(op.args[0].shape)
@@ -155,8 +133,6 @@ def so_far(low: Lowering, op: Op) -> Value:
 RULES = {
     **dict.fromkeys(("cumsum", "cumprod"), so_far),
     "sort": sort,
-    "eye": eye,
-    "diagonal": diagonal,
     "linalg_lu_factor_ex": lu_factor,
     "linalg_lu_solve": lu_solve,
     "linalg_solve_triangular": solve_triangular,
