@@ -160,7 +160,8 @@ def check_pool(call: str, pool: Pool, ways: int, turns: int) -> None:
     classes = len(pool.names) * turns
     if ways > classes:
         raise ValueError(
-            f"{call}: ways must be at most the {classes} classes of the pool, got {ways}. Lower ways."
+            f"{call}: ways must be at most the {classes} classes of the pool, got {ways}. Lower ways, or put more "
+            "classes into this split."
         )
 
 
