@@ -10,7 +10,7 @@ This is the mixed-mode idea of MixFlow-MG (arXiv 2505.00793) with the two modes 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -158,16 +158,14 @@ class Steps:
         self, dim: int | None, ct_grads: Tree, params: Tree, meta: Tree, batch: Batch, k: Tensor
     ) -> tuple[Tree, Tree]:
         """Cotangent of a gradient pulled back: the Hessian-vector product, and the mixed one for meta."""
+        if self.loop.inner_radius:
+            return self.pull_uphill(dim, ct_grads, params, meta, batch, k)
         scale = self.loop.scale
         ct_grads, size = normalised(ct_grads, scale, count(batch) if dim is None else 1)
 
         def slope(params: Tree, meta: Tree) -> tuple[Tensor, tuple[()]]:
             def one(params: Tree, direction: Tree, batch: Batch) -> Tensor:
                 loss = lambda p: with_metrics(self.loop.loss(p, meta, batch, k))[0]  # noqa: E731
-                if self.loop.inner_radius:
-                    here = self.loop._replace(inner_radius=0.0)
-                    grads, _ = support_gradient(here, params, meta, batch, k)
-                    params = uphill(params, grads, self.loop.inner_radius)
                 return along(loss, params, direction)
 
             return self.over_tasks(one, dim, 0, 0)(params, ct_grads, batch).sum(), ()
@@ -177,6 +175,19 @@ class Steps:
             return times(products, size)
         (hessian,), _ = gradient(lambda p: slope(p, meta), params, scale=scale)
         return times(hessian, size), ()
+
+    def pull_uphill(
+        self, dim: int | None, ct_grads: Tree, params: Tree, meta: Tree, batch: Batch, k: Tensor
+    ) -> tuple[Tree, Tree]:
+        """The same for a gradient taken uphill: products there, and here for the direction that led there."""
+        plain, radius = replace(self, loop=self.loop._replace(inner_radius=0.0)), self.loop.inner_radius
+        one_gradient = lambda p, b: support_gradient(plain.loop, p, meta, b, k)[0]  # noqa: E731
+        grads = self.over_tasks(one_gradient, dim, 0)(params, batch)
+        climb = self.over_tasks(lambda p, g: uphill(p, g, radius), dim, 0)
+        ct_there, mixed_there = plain.pull_gradient(0, ct_grads, climb(params, grads), meta, batch, k)
+        ct_params, ct_direction = pullback(climb, params, grads)(ct_there)
+        hessian, mixed = plain.pull_gradient(dim, ct_direction, params, meta, batch, k)
+        return tree.add(ct_params, hessian), tree.add(mixed_there, mixed)
 
     def back(self, ct: Carry, carry: Carry, meta: Tree, batch: Batch, k: Tensor) -> tuple[Carry, Tree]:
         """The cotangent of a carry pulled back through one update: those of the carry before, and of meta."""
