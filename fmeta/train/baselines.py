@@ -27,6 +27,7 @@ from fmeta.train.config import Config, Outer
 from fmeta.train.evaluate import Held, Scores, joined, per_task, scores
 from fmeta.train.experiment import Experiment, make_outer
 from fmeta.train.loop import Hooks, Progress, Settings, fit, is_better
+from fmeta.train.terminal import progress_bar
 from fmeta.types import Algorithm, Params, Tree
 
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -55,6 +56,9 @@ class Setting(NamedTuple):
 
     scope: str
     rate: float
+
+
+SETTINGS = tuple(Setting(scope, rate) for scope in SCOPES for rate in RATES)
 
 
 class FineTuned(NamedTuple):
@@ -185,8 +189,10 @@ def choose(
     metric = experiment.family.metric
     predict = fmeta.meta_predict(algorithm, experiment.plan, steps=steps)
     found: dict[Setting, list[float]] = {}
-    for setting in (Setting(scope, rate) for scope in SCOPES for rate in RATES):
-        found[setting] = per_task(predict, meta(setting), experiment.val, metric).mean(0).tolist()
+    with progress_bar(f"fine-tuning {baseline.title}", len(SETTINGS)) as bar:
+        for setting in SETTINGS:
+            found[setting] = per_task(predict, meta(setting), experiment.val, metric).mean(0).tolist()
+            bar.stepped(len(found))
     rates: dict[str, list[float]] = {scope: [] for scope in SCOPES}
     scopes: list[str] = []
     for column in range(len(steps)):

@@ -165,7 +165,8 @@ def measured_baselines(
     params = pretrained(path, experiment) if any(one.pretrained for one in chosen.values()) else None
     say("fine-tuning the baselines: scopes and rates are chosen on validation tasks")
     found: dict[str, Measured] = {}
-    for name, one in chosen.items():
+    for i, (name, one) in enumerate(chosen.items(), 1):
+        say(f"  {i} of {len(chosen)}: {one.title}, {len(baselines.SETTINGS)} settings")
         tuned = baselines.choose(experiment, one, params, steps_measured(experiment, steps))
         by_scope = baselines.scores_by_scope(experiment, tuned, experiment.test)
         best = baselines.best_scores(tuned, by_scope)
