@@ -58,7 +58,7 @@ class Options:
     """Pictures a class of the validation draws, one draw each."""
     steps: tuple[int, ...] = (40, 100)
     """Steps of adaptation to choose from."""
-    rates: tuple[float, ...] = (0.003, 0.01, 0.03)
+    rates: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01, 0.03)
     """Rates to choose from."""
     batch: int = 4
     seed: int = 0
