@@ -58,7 +58,9 @@ class Setting(NamedTuple):
     rate: float
 
 
-SETTINGS = tuple(Setting(scope, rate) for scope in SCOPES for rate in RATES)
+def settings() -> list[Setting]:
+    """All that are tried."""
+    return [Setting(scope, rate) for scope in SCOPES for rate in RATES]
 
 
 class FineTuned(NamedTuple):
@@ -189,8 +191,8 @@ def choose(
     metric = experiment.family.metric
     predict = fmeta.meta_predict(algorithm, experiment.plan, steps=steps)
     found: dict[Setting, list[float]] = {}
-    with progress_bar(f"fine-tuning {baseline.title}", len(SETTINGS)) as bar:
-        for setting in SETTINGS:
+    with progress_bar(f"fine-tuning {baseline.title}", len(settings())) as bar:
+        for setting in settings():
             found[setting] = per_task(predict, meta(setting), experiment.val, metric).mean(0).tolist()
             bar.stepped(len(found))
     rates: dict[str, list[float]] = {scope: [] for scope in SCOPES}

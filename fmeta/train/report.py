@@ -166,7 +166,7 @@ def measured_baselines(
     say("fine-tuning the baselines: scopes and rates are chosen on validation tasks")
     found: dict[str, Measured] = {}
     for i, (name, one) in enumerate(chosen.items(), 1):
-        say(f"  {i} of {len(chosen)}: {one.title}, {len(baselines.SETTINGS)} settings")
+        say(f"  {i} of {len(chosen)}: {one.title}, {len(baselines.settings())} settings")
         tuned = baselines.choose(experiment, one, params, steps_measured(experiment, steps))
         by_scope = baselines.scores_by_scope(experiment, tuned, experiment.test)
         best = baselines.best_scores(tuned, by_scope)
