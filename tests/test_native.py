@@ -408,6 +408,17 @@ def test_parts_of_a_tensor_are_written_in_their_order(width: int) -> None:
     check(fn, numbers(TASKS, 3, width, dtype=torch.float32), axes=(0,), within=1e-5)
 
 
+def test_one_of_several_results_is_changed_in_place() -> None:
+    """The same operation on the same numbers afterwards is not."""
+
+    def fn(x: Tensor) -> Any:
+        y = x.sort(1)[0].mul_(2)
+        y[:, 0] += x[:, 1]
+        return y, x.sort(1)[0], x.max(1)[0].add_(1), x.max(1)[0]
+
+    check(lambda x: vmap(fn)(x), numbers(TASKS, 4, 6), axes=(0,))
+
+
 REFUSED = {
     "a sort of tasks": (lambda x: x.sort(0)[0], (0,)),
     "a task picked": (lambda x: x[0], (0,)),

@@ -61,12 +61,12 @@ class Lowering:
         self.flipped = shapes.flipped([op for op in self.graph.ops if op in wanted], self.graph.outputs)
         for op in self.graph.ops:
             if op in wanted:
-                self.lower(op, op in roots)
+                self.lower(op, roots)
         for op in self.graph.outputs:
             self.results.append(self.result(op))
         return self
 
-    def lower(self, op: Op, changed: bool) -> None:
+    def lower(self, op: Op, roots: set[Op]) -> None:
         """One operation."""
         name = op.called
         if name == "":  # one of several results, set with the others
@@ -82,9 +82,10 @@ class Lowering:
             raise Unsupported(f"the operation {op.target}")
         value = self.rules[name](self, op)
         if isinstance(value, (View, Const)):
-            self.values[op] = self.own(op, value, changed)
-        for index, other in op.results.items():
-            self.values[other] = value[index]
+            self.values[op] = self.own(op, value, op in roots)
+        for i, other in op.results.items():
+            one = value[i]
+            self.values[other] = one if name in shapes.VIEWS else self.own(other, one, other in roots)
 
     def own(self, op: Op, value: Value, changed: bool) -> Value:
         """A value, in memory of its own where torch's is its own and a later change in place would show."""
