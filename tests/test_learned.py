@@ -17,6 +17,7 @@ from torch import nn
 import fmeta
 from fmeta import learned
 from fmeta.learned import problems
+from fmeta.parallel import Unsupported
 
 RULES: dict[str, learned.LearnedOptimizer] = {
     "meta_transformer": learned.meta_transformer(lr=0.01),
@@ -375,7 +376,7 @@ def test_an_interrupted_step_leaves_the_state(monkeypatch: pytest.MonkeyPatch) -
                 raise KeyboardInterrupt
 
             with monkeypatch.context() as patch:
-                patch.setattr(optimizer.blocks, "second", interrupted)
+                patch.setitem(optimizer.blocks.made, "second", interrupted)
                 with pytest.raises(KeyboardInterrupt):
                     optimizer.step()
             grads = [p.grad for p in module]
@@ -391,6 +392,46 @@ def test_an_interrupted_step_leaves_the_state(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.compiles
+def test_blocks_take_parameters_as_they_lie_in_memory() -> None:
+    """In a wider tensor, turned, or with turned gradients; autograd is told that they changed."""
+    module, optimizer, transform = large()
+    wider = torch.randn(2, 3, 7000)
+    module[0], module[1] = nn.Parameter(wider[1]), nn.Parameter(torch.randn(7000, 3).T)
+    optimizer = learned.Optimizer(module, optimizer.rule, optimizer.theta, steps=6)
+    others, params = wider[0].clone(), values(module)
+    state = transform.init(params)
+    for _ in range(2):
+        grads = give_gradients(module)
+        module[0].grad = module[0].grad.T.contiguous().T
+        product = (module[0] * module[0]).sum()
+        optimizer.step()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            product.backward()
+        updates, state = transform.update(grads, state, params)
+        params = {name: p + updates[name] for name, p in params.items()}
+        assert_trees_close(values(module), params, 1e-6)
+    assert_trees_equal([wider[0]], [others])
+    assert optimizer.blocks is not None and module[1].stride() == (1, 3)
+
+
+@pytest.mark.compiles
+def test_without_a_kernel_for_blocks_the_update_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    (module, optimizer, transform), params = (made := large()), values(made[0])
+
+    def fails(*args: Any, **options: Any) -> Any:
+        raise Unsupported("the C++ compiler failed")
+
+    monkeypatch.setattr("fmeta.learned.blocks.by_rows", fails)
+    state = transform.init(params)
+    for _ in range(2):
+        updates, state = transform.update(give_gradients(module), state, params)
+        optimizer.step()
+        params = {name: p + updates[name] for name, p in params.items()}
+        assert_trees_close(values(module), params, 1e-6)
+    assert optimizer.blocks is None
+
+
+@pytest.mark.compiles
 def test_blocks_come_and_go_with_the_parameters() -> None:
     module, optimizer, _ = large()
     give_gradients(module)
@@ -402,7 +443,7 @@ def test_blocks_come_and_go_with_the_parameters() -> None:
     give_gradients(module)
     optimizer.step()
     assert second is not None and second is not first and optimizer.blocks is first, "made once for each set"
-    assert not second.room and first.room, "memory for the set in use alone"
+    assert not second.lines and first.lines, "memory for the set in use alone"
     module.double()
     give_gradients(module)
     optimizer.param_groups[0]["lr"] = 0.0

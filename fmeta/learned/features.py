@@ -90,16 +90,16 @@ def progressed(state: Moments, squares: Tensor, numel: int) -> tuple[Tensor, Ten
     return torch.where(state.t == 0, 0.0, keep * state.progress + (1 - keep) * (log_size - first) / 4), first
 
 
-def of_parameters(one: Seen, scale: Tensor) -> Tensor:
-    """Numbers of each parameter, ``[FEATURES, numel]``: gradient and momenta by the root of the mean square, weight,
-    momentum and gradient by their size in the tensor, and how large gradients are here within the tensor.
+def of_parameters(one: Seen, scale: Tensor) -> list[Tensor]:
+    """``FEATURES`` numbers of each parameter: gradient and momenta by the root of the mean square, weight, momentum and
+    gradient by their size in the tensor, and how large gradients are here within the tensor.
     """
     param, quick, grad, root = scale.unbind()
     inverse = 1 / one.root
     by_root = [squashed(x * inverse) for x in (one.grad, *one.momenta)]
     by_size = [squashed(x) for x in (one.param * param, one.momenta[0] * quick, one.grad * grad)]
     level = 0.5 * torch.log((one.root * one.root + TINY) * root)
-    return torch.stack([*by_root, *by_size, level / 4]).reshape(FEATURES, -1)
+    return [*by_root, *by_size, level / 4]
 
 
 def of_tensor(mean: Tensor, shape: torch.Size) -> Tensor:

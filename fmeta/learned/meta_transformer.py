@@ -183,10 +183,11 @@ class Parts(NamedTuple):
         return Plans(*self.knows(theta, tokens, torch.cat([time, progress])), scale, progress, first)
 
     @staticmethod
-    def decides(theta: Params, seen: Tensor, film: Tensor) -> Tensor:
-        """The policy: a move for each parameter before its size is bounded, ``[FEATURES, numel] -> [numel]``."""
+    def decides(theta: Params, seen: Sequence[Tensor], film: Tensor) -> Tensor:
+        """The policy: from ``FEATURES`` numbers of each parameter to its move before that is bounded, ``[numel]``."""
         scale, shift = film[..., None].unbind()
-        first = torch.relu(by_columns(theta, "policy.0", seen) * (1 + scale) + shift)
+        numbers = torch.stack(list(seen)).reshape(FEATURES, -1)
+        first = torch.relu(by_columns(theta, "policy.0", numbers) * (1 + scale) + shift)
         d, m = by_columns(theta, "policy.2", torch.relu(by_columns(theta, "policy.1", first))).unbind()
         return d * torch.exp(torch.tanh(m))
 

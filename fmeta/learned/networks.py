@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -41,6 +42,15 @@ def linear(theta: Params, name: str, x: Tensor) -> Tensor:
 def by_columns(theta: Params, name: str, x: Tensor) -> Tensor:
     """``linear`` of many columns, ``[inputs, n] -> [outputs, n]``: a long dimension is best the last one."""
     return theta[f"{name}.weight"].mT @ x + theta[f"{name}.bias"][:, None]
+
+
+def by_numbers(theta: Params, name: str, x: Sequence[Tensor]) -> list[Tensor]:
+    """``by_columns`` written out, a tensor for each input and output: a kernel then keeps them in registers."""
+    weight, bias = theta[f"{name}.weight"], theta[f"{name}.bias"]
+    return [
+        sum((a * w for a, w in zip(x, ws.unbind(), strict=True)), b)
+        for ws, b in zip(weight.T, bias, strict=True)
+    ]
 
 
 def attention(theta: Params, name: str, x: Tensor, heads: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from fmeta import tree
 from fmeta.learned.blocks import BLOCK, Blockwise
 from fmeta.learned.rule import LearnedOptimizer
-from fmeta.parallel import compiled, compiles_itself
+from fmeta.parallel import Unsupported, compiled, compiles_itself
 from fmeta.rates import number
 from fmeta.types import Params
 
@@ -97,13 +97,26 @@ class Optimizer(torch.optim.Optimizer):
             name: torch.as_tensor(lr, dtype=p.dtype, device=p.device) for name, (p, lr) in owners.items()
         }
         theta = {name: leaf.to(p.device) for name, leaf in self.theta.items()}
-        moved, self.current, fine = (self.blocks or self.kernel)(theta, grads, state, params, rates)
-        for name, (p, _) in owners.items():
-            p.copy_(moved[name])
+        fine = self._moved(theta, grads, state, params, rates)
+        torch.autograd.graph.increment_version([p for p, _ in owners.values()])
         self.passed_over = (
             self.passed_over.to(fine.device) + ~fine
         )  # read when it is asked for: no step waits
         return loss
+
+    def _moved(self, theta: Params, grads: Params, state: Any, params: Params, rates: Params) -> Tensor:
+        """Update the parameters and the state; whether the gradients were finite."""
+        if self.blocks:
+            try:
+                self.current, fine = self.blocks(theta, grads, state, params, rates)
+                return fine
+            except Unsupported:  # its compiler failed, and nothing has changed
+                state = self.blocks.kept(state, list(params))
+                self.blocks = self.made[self.kind] = None
+        moved, self.current, fine = self.kernel(theta, grads, state, params, rates)
+        for name, p in params.items():
+            p.copy_(moved[name])
+        return fine
 
     @property
     def skipped(self) -> int:

@@ -7,6 +7,8 @@ from fmeta.parallel.boundary import check_algorithm, check_plan
 from fmeta.parallel.explain import Explanation, explain_loop
 from fmeta.parallel.kernels import compiled, compiled_map
 from fmeta.parallel.native.build import compiles_itself
+from fmeta.parallel.native.ir import Unsupported
+from fmeta.parallel.native.rows import Rows, by_rows
 from fmeta.parallel.pages import keep_freed_memory
 from fmeta.parallel.processes import ALONE, Elsewhere, Processes, Votes, launched, processes
 from fmeta.parallel.run import Runner
@@ -17,9 +19,12 @@ __all__ = [
     "Elsewhere",
     "Explanation",
     "Processes",
+    "Rows",
     "Runner",
     "Unrolled",
+    "Unsupported",
     "Votes",
+    "by_rows",
     "check_algorithm",
     "check_plan",
     "compiled",

@@ -12,7 +12,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -58,8 +58,13 @@ def compiles_itself(device: torch.device) -> bool:
     return wanted and device.type == "cpu" and compiler() is not None
 
 
-def native(fn: Callable[..., Any], flat: list[Tensor], spec: Any, axes: list[int | None]) -> Built:
-    """Compile ``fn`` for tensors like ``flat`` and any number of tasks; raises ``Unsupported``."""
+def native(
+    fn: Callable[..., Any], flat: list[Tensor], spec: Any, axes: list[int | None], apart: Collection[int] = ()
+) -> Built:
+    """Compile ``fn`` for tensors like ``flat`` and any number of tasks; raises ``Unsupported``.
+
+    ``apart``: numbers of the arguments, results counted on, that come as ``Rows``.
+    """
     if not all(compiles_itself(x.device) for x in flat):
         raise Unsupported("not on a CPU, no C++ compiler, or not wanted")
     tasks = next((x.shape[axis] for x, axis in zip(flat, axes, strict=True) if axis is not None), None)
@@ -70,7 +75,7 @@ def native(fn: Callable[..., Any], flat: list[Tensor], spec: Any, axes: list[int
     graph = one_task(fn, flat, spec, axes)
     try:
         low = Lowering(graph, RULES).run()
-        emitter = Emitter(low)
+        emitter = Emitter(low, apart)
         text = emitter.text()
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise Unsupported("an operation with arguments that are not known") from error

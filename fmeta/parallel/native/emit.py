@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from fmeta.parallel.native.ir import NAMES, Buffer, Call, Grid, Loop, Section
 from fmeta.parallel.native.loops import loop_text
@@ -23,9 +23,9 @@ COMBINE = {
 class Emitter:
     """Writes ``int kernel(void** p, int64_t T, int threads)``, 1: an index out of bounds, 2: no memory."""
 
-    def __init__(self, low: Lowering) -> None:
-        """Arguments are the inputs, then the results."""
-        self.low, self.plan = low, plan(low)
+    def __init__(self, low: Lowering, apart: Collection[int] = ()) -> None:
+        """Arguments are the inputs, then the results; those ``apart`` are tables of the places of each task."""
+        self.low, self.plan, self.apart = low, plan(low), apart
         self.tables: dict[Grid, str] = {}
         self.body = Text()
         self.loops: list[tuple[int, int]] = []
@@ -122,6 +122,8 @@ class Emitter:
         """C++ for the address of a buffer."""
         name, at = NAMES[b.dtype], self.plan.places.get(b, 0)
         if b.place == "argument":
+            if self.index(b) in self.apart:
+                return f"(({name}**)p[{self.index(b)}])[t]"
             base = f"({name}*)p[{self.index(b)}]"
             return f"{base} + t * {b.size}" if b.scope == "task" else base
         if b.place == "partial":

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from fmeta.parallel.native.ir import Address, Const, Indirect, Loop, Map, View
+from fmeta.parallel.native.known import Known
 from fmeta.parallel.native.lower import FIRST
 from fmeta.parallel.native.text import Text, local, number
 
@@ -43,6 +44,7 @@ class Nest:
         self.loops = self.collapsed()
         self.loaded: dict[Any, str] = {}
         self.computed: dict[tuple[str, str], str] = {}
+        self.known = Known()
 
     def order(self) -> list[int]:
         """Dimensions from the outermost to the innermost, which is the one with the most neighbours in memory."""
@@ -196,7 +198,8 @@ class Nest:
             self.loaded[s.out.buffer, *(self.at(s.out).split(" + "))] = name
             if (kind, code) not in self.computed:
                 self.computed[kind, code] = name
-                self.text(f"const {kind} {name} = {code};")
+                self.known.note(name, code)
+                self.text(f"const {kind} {name} = {self.known.simpler(code)};")
             if s.out.buffer in self.loop.stored:
                 self.text(f"{self.text.name(s.out.buffer)}[{self.at(s.out)}] = {name};")
 

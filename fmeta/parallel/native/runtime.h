@@ -125,35 +125,41 @@ FM_INLINE float fm_log(float x) {
     r = x == 0 ? -INFINITY : r;
     return x >= 0 ? r : NAN;
 }
-// 1 / sqrt x from a guess by its bits and Newton's steps, sooner than a root and a division: within 2 units in the last
-// place
-FM_INLINE float fm_rsqrt(float x) {
-    const int small = x < 1.17549435e-38f;
-    const float z = small ? x * 16777216.0f : x, half = -0.5f * z;
+// 1 / sqrt x of a positive number that is not denormal, from a guess by its bits and Newton's steps, sooner than a root and
+// a division: within 2 units in the last place
+FM_INLINE float fm_rsqrt_normal(float x) {
+    const float half = -0.5f * x;
     int32_t bits;
-    __builtin_memcpy(&bits, &z, 4);
+    __builtin_memcpy(&bits, &x, 4);
     bits = 0x5f3759df - (bits >> 1);
     float y;
     __builtin_memcpy(&y, &bits, 4);
     y = y * (1.5f + half * y * y);
     y = y * (1.5f + half * y * y);
     y = y + y * (0.5f + half * y * y);
+    return x == INFINITY ? 0.0f : y;
+}
+FM_INLINE float fm_rsqrt(float x) {
+    const int small = x < 1.17549435e-38f;
+    float y = fm_rsqrt_normal(small ? x * 16777216.0f : x);
     y = small ? y * 4096.0f : y;
-    y = x == INFINITY ? 0.0f : y;
     y = x == 0 ? __builtin_copysignf(INFINITY, x) : y;
     return x >= 0 ? y : NAN;
 }
+FM_INLINE double fm_rsqrt_normal(double x) { return 1 / c_sqrt(x); }
 FM_INLINE double fm_rsqrt(double x) { return 1 / c_sqrt(x); }
 FM_INLINE double fm_tanh(double x) { return c_tanh(x); }
 FM_INLINE double fm_erf(double x) { return c_erf(x); }
 FM_INLINE double fm_pow(double a, double b) { return c_pow(a, b); }
 FM_INLINE float fm_pow(float a, float b) { return c_pow(a, b); }
 FM_INLINE int64_t fm_pow(int64_t a, int64_t b) { int64_t r = 1; for (; b > 0; b >>= 1, a *= a) if (b & 1) r *= a; return r; }
-// e^x = 2^n e^r with |r| <= ln 2 / 2: a polynomial that vectorises, within 2 units in the last place
+// e^x = 2^n e^r with |r| <= ln 2 / 2: a polynomial that vectorises, within 2 units in the last place. What is too large or
+// too small becomes so by the two factors of 2^n, which are in two parts for results that are denormal
 FM_INLINE float fm_exp(float x) {
-    const float big = 88.7f, low = -103.9f;
-    float y = x > big ? big : (x < low ? low : x);
-    const float n = __builtin_floorf(y * 1.44269504088896341f + 0.5f);
+    const float big = 89.0f, low = -104.0f, whole = 12582912.0f;  // numbers beside 1.5 * 2^23 have no fraction
+    float y = x > big ? big : x;
+    y = y < low ? low : y;
+    const float q = y * 1.44269504088896341f + whole, n = q - whole;
     const float r = (y - n * 0.693359375f) + n * 2.12194440e-4f;
     float p = 1.9875691500e-4f;
     p = p * r + 1.3981999507e-3f;
@@ -162,14 +168,14 @@ FM_INLINE float fm_exp(float x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    const int32_t m = (int32_t)n, half = m >> 1, rest = m - half;  // in two parts, for results that are denormal
-    const int32_t one = (half + 127) << 23, other = (rest + 127) << 23;
+    int32_t m;
+    __builtin_memcpy(&m, &q, 4);
+    m -= 0x4b400000;
+    const int32_t half = m >> 1, one = (half + 127) << 23, other = (m - half + 127) << 23;
     float a, b;
     __builtin_memcpy(&a, &one, 4);
     __builtin_memcpy(&b, &other, 4);
-    p = p * a * b;
-    p = x > big + 0.03f ? INFINITY : p;
-    return x != x ? x : (x < low ? 0.0f : p);
+    return p * a * b;
 }
 FM_INLINE float fm_sigmoid(float x) { return 1.0f / (1.0f + fm_exp(-x)); }
 FM_INLINE double fm_sigmoid(double x) { return 1.0 / (1.0 + c_exp(-x)); }
@@ -178,7 +184,7 @@ FM_INLINE float fm_tanh(float x) {
     const float e = fm_exp(-2.0f * a), far = (1.0f - e) / (1.0f + e);
     const float near = a * (1.0f + s * (-0.333333333f + s * (0.133333333f + s * (-0.0539682540f + s * 0.0218694885f))));
     const float t = a < 0.15f ? near : far;
-    return x < 0 ? -t : t;
+    return __builtin_copysignf(t, x);
 }
 // a polynomial of x^2 near zero; else 1 - e^(-x^2) q(t), t = 1 / (1 + |x| / 2): fitted, relative error of q 3e-8
 FM_INLINE float fm_erf(float x) {
