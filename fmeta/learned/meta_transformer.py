@@ -72,7 +72,7 @@ def meta_transformer(
 
     **Meta-gradient:** exact to ``theta``, and safe at zero gradients in its inner form, as Adam's.
     **Cost:** 4 numbers of state a parameter, about 170 multiplications a parameter and step. ``Optimizer`` on a CPU
-    holds 8 numbers a parameter more, memory that steps use again.
+    holds 5 numbers a parameter more, memory that steps use again.
 
     Args:
         lr: step at the start, above 0.
