@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from fmeta.train.logging import open_metrics, read_metrics
 from fmeta.train.loop import Hooks
 from fmeta.train.options import ABOVE_ZERO, AT_LEAST, check, from_json, options, to_json
 from fmeta.train.recipes import RECIPES
-from fmeta.train.run import run
+from fmeta.train.run import first_state, run
 from fmeta.types import Batch, Task
 
 
@@ -241,3 +242,45 @@ def test_wrong_device_and_impossible_algorithm_are_refused(tmp_path: Path) -> No
         experiment.build(replace(config, inner=Inner(algorithm="protonet")))
     with pytest.raises(ValueError, match="cavia needs a model with context parameters"):
         experiment.build(replace(tiny_few_shot(tmp_path), inner=Inner(algorithm="cavia")))
+
+
+def test_a_run_may_start_from_what_another_learned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A whole run or one that was kept; rates and steps begin anew, and the folder it came from may go."""
+    quiet = replace(tiny_sinusoid(tmp_path).report, baselines=False)
+    first = replace(tiny_sinusoid(tmp_path / "first"), report=quiet)
+    assert commands.train(first, "test") == 0
+    folder.keep(tmp_path / "first", tmp_path / "kept")
+    built = experiment.build(folder.read_config(tmp_path / "first"))
+    learned = folder.load(tmp_path / "first", "best", built)[0].meta
+    ends = []
+    for name in ("first", "kept"):
+        config = replace(first, out=tmp_path / f"after {name}", start=tmp_path / name)
+        config = replace(config, outer=replace(config.outer, seed=1, outer_steps=3))
+        state = first_state(experiment.build(config))
+        assert_trees_equal(state.meta, learned)
+        assert int(state.step) == 0
+        assert commands.train(config, "test") == 0
+        ends.append(folder.load(tmp_path / f"after {name}", "last", built)[0])
+    assert_trees_equal(*ends)
+    assert f"from what {tmp_path / 'kept'} learned to step 3" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "kept")
+    assert commands.evaluate(tmp_path / "after kept", "test", baselines=False) == 0
+
+
+def test_what_a_run_cannot_start_from(tmp_path: Path) -> None:
+    first = tiny_sinusoid(tmp_path / "first")
+    assert commands.train(replace(first, report=replace(first.report, baselines=False)), "test") == 0
+    other = replace(first, out=tmp_path / "other", start=tmp_path / "first")
+    sgd = replace(other, inner=replace(other.inner, algorithm="metasgd"))
+    for config in (sgd, replace(other, task=replace(other.task, hidden=(5,)))):
+        with pytest.raises(
+            ValueError, match=r"^train: --start needs a run of the same model and algorithm, got"
+        ):
+            commands.train(config, "test")
+    with pytest.raises(ValueError, match="is not a run folder"):
+        commands.train(replace(other, start=tmp_path / "nothing"), "test")
+    with pytest.raises(ValueError, match=r"--start is for recipes other than detection"):
+        commands.train(replace(other, recipe="detection"), "test")
+    assert not (tmp_path / "other").exists()

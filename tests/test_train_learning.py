@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_trees_equal
+from helpers import assert_trees_close, assert_trees_equal
 
 import fmeta
 from fmeta import learned
@@ -46,6 +46,23 @@ def test_a_run_resumed_is_the_run_never_stopped(tmp_path: Path, estimator: str) 
     assert main(["train", "learned-optimizer", "--resume", str(tmp_path / "parts"), "--minutes", "60"]) == 0
     states = [checkpoint.read(tmp_path / name / "last.safetensors")[0] for name in ("whole", "parts")]
     assert_trees_equal(*states)
+
+
+def test_a_run_starts_from_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fmeta.train.learning.recipe.report", lambda *args: 0)
+    run(*SMALL, "--out", str(tmp_path / "first"))
+    again = [*SMALL, "--start", str(tmp_path / "first"), "--outer-lr", "1e-9"]
+    run(*again, "--out", str(tmp_path / "whole"))
+    (tmp_path / "first" / "best.safetensors").unlink()  # as a run is kept
+    run(*again, "--out", str(tmp_path / "kept"))
+    thetas = [learned.load(tmp_path / name).theta for name in ("first", "whole", "kept")]
+    assert_trees_close(thetas[0], thetas[1], 1e-7)
+    assert_trees_equal(thetas[1], thetas[2])
+    assert (
+        main(["train", "learned-optimizer", *again, "--optimizer", "lstm", "--out", str(tmp_path / "no")])
+        == 1
+    )
+    assert not (tmp_path / "no").exists()
 
 
 def test_a_run_is_tested_and_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

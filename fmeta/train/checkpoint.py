@@ -94,9 +94,24 @@ def load(path: Path, template: Tree) -> tuple[Tree, dict[str, Any]]:
         ValueError: if the file is missing, a pickle, cut short, not fmeta's, or of another architecture.
     """
     tensors, record = read(path)
+    return _structured(path, tensors, template), record
+
+
+def load_meta(path: Path, template: Tree) -> tuple[Tree, dict[str, Any]]:
+    """What was learned, of a checkpoint of a whole state or of that alone, as ``load``."""
+    tensors, record = read(path)
+    if not record.get("meta_only"):
+        whole, tensors = tensors, {}
+        for name, value in whole.items():
+            if name.startswith(("meta.", "meta[")):
+                tensors[name.removeprefix("meta").removeprefix(".")] = value
+    return _structured(path, tensors, template), record
+
+
+def _structured(path: Path, tensors: dict[str, Tensor], template: Tree) -> Tree:
     _check_names_and_shapes(path, tensors, dict(tree.paths(template)))
     leaves = [tensors[name].to(leaf.device) for name, leaf in tree.paths(template)]
-    return tree.unflatten(leaves, tree.flatten(template)[1]), record
+    return tree.unflatten(leaves, tree.flatten(template)[1])
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -18,7 +18,7 @@ from fmeta.train.loop import Reason
 from fmeta.train.options import check, located, sizes, with_tasks
 from fmeta.train.recipes import RECIPES
 from fmeta.train.report import report
-from fmeta.train.run import divergence, run
+from fmeta.train.run import divergence, first_state, run
 from fmeta.train.terminal import format_metric, format_seconds, say
 
 ENDED: dict[Reason, str] = {
@@ -54,6 +54,8 @@ def train(config: Config[Any], command: str) -> int:
         experiment = build_together(config, together)
         for sample in (experiment.family.train, experiment.val.sampler):
             sample(config.outer.seed, 0)  # says what is wrong with their sizes before there is a folder
+        if not config.resume:
+            first_state(experiment)  # the same for a run to start from
         path = together.once(lambda: start_folder(config, command))
         return train_and_test(path, experiment, command)
 

@@ -172,5 +172,8 @@ class Config(Generic[TaskT]):
     machine: Machine = Machine()
     out: MaybePath = None
     """Run folder; runs/RECIPE-DATE-TIME if not given."""
+    start: MaybePath = None
+    """Run folder whose best weights training starts from, in place of drawn ones: a run of the same model and
+    algorithm, on other tasks or for longer. Steps and rates begin anew."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Continue the run in --out where it stopped, bit for bit. --resume RUN says both."""

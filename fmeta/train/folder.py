@@ -145,6 +145,34 @@ def load(folder: Path, name: str, experiment: Experiment) -> tuple[MetaState, Pr
         state = template._replace(meta=meta)
     else:
         state, record = checkpoint.load(path, template)
+    check_pretrained(folder, experiment, record)
+    saved = record["progress"]
+    progress = Progress(**saved | {"first_bad": tuple(saved["first_bad"])})
+    return state, progress, record
+
+
+def learned_before(config: Config[Any], meta: Tree, experiment: Experiment | None = None) -> Tree:
+    """``meta`` as it was drawn, or what the run of ``--start`` learned.
+
+    Raises:
+        ValueError: for a folder without a run, and for one of another model or algorithm.
+    """
+    if config.start is None:
+        return meta
+    read_config(config.start)
+    try:
+        found, record = checkpoint.load_meta(config.start / "best.safetensors", meta)
+    except ValueError as error:
+        raise ValueError(
+            f"train: --start needs a run of the same model and algorithm, got {config.start}. {error}"
+        ) from error
+    if experiment is not None:
+        check_pretrained(config.start, experiment, record)
+    return found
+
+
+def check_pretrained(folder: Path, experiment: Experiment, record: dict[str, Any]) -> None:
+    """Refuse a checkpoint that lies on other pre-trained weights than these."""
     checksum = experiment.family.pretrained
     if checksum is not None and record.get("pretrained", checksum()) != checksum():
         task = experiment.config.task
@@ -153,9 +181,6 @@ def load(folder: Path, name: str, experiment: Experiment) -> tuple[MetaState, Pr
             f"load: {folder} started from other pre-trained weights than {source} has now, and holds only what it "
             "learned. Restore the old ones, or train again."
         )
-    saved = record["progress"]
-    progress = Progress(**saved | {"first_bad": tuple(saved["first_bad"])})
-    return state, progress, record
 
 
 def keep(folder: Path, out: Path, name: str = "best") -> None:

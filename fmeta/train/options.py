@@ -15,6 +15,7 @@ FREE_ON_RESUME = frozenset(
     {
         "out",
         "resume",
+        "start",
         "root",
         "index",
         "test",

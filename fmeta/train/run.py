@@ -58,12 +58,18 @@ def phased(experiment: Experiment, begin: int) -> Step:
 
 
 def starting_point(path: Path, experiment: Experiment) -> tuple[MetaState, Progress]:
-    """The state of the ``last`` checkpoint if there is one, else a fresh one."""
+    """The state of the ``last`` checkpoint if there is one, else a fresh one, drawn or learned by another run."""
     if (path / "last.safetensors").exists():
         state, progress, record = folder.load(path, "last", experiment)
         checkpoint.restore_random_state(record["random_state"], experiment.device)
         return state, progress
-    return fmeta.meta_init(experiment.algorithm, experiment.outer, experiment.params), Progress()
+    return first_state(experiment), Progress()
+
+
+def first_state(experiment: Experiment) -> MetaState:
+    """The state before the first step."""
+    state = fmeta.meta_init(experiment.algorithm, experiment.outer, experiment.params)
+    return state._replace(meta=folder.learned_before(experiment.config, state.meta, experiment))
 
 
 def announce(path: Path, experiment: Experiment, progress: Progress) -> None:
@@ -79,6 +85,8 @@ def announce(path: Path, experiment: Experiment, progress: Progress) -> None:
     )
     say(f"{config.recipe}: {inner.algorithm}{adapts}; model of {weights:,} weights; {device}")
     begin = f"from step {progress.step:,} " if progress.step else ""
+    if config.start is not None and not progress.step:
+        begin = f"from what {config.start} learned "
     say(f"{begin}to step {config.outer.outer_steps:,}, {config.outer.tasks} tasks each; run folder {path}")
     if experiment.plan.compile is False:
         say("not compiled (--compile off)")

@@ -79,6 +79,11 @@ def train(config: Config[DetectionTask], command: str) -> int:
         torch.set_num_threads(config.machine.threads)
     if pick_device(config.machine.device).type != "cpu":
         say("detection runs on the CPU: features are read from the disk")
+    if config.start is not None:
+        raise ValueError(
+            f"train: --start is for recipes other than detection, got {config.start}. A detector's heads belong to the "
+            "base that its own run trained; --resume continues that run."
+        )
     pools = load_sources(config.task)
     check_before(config, pools)
     path = folder.check_resumable(config) if config.resume else folder.create(config, command)

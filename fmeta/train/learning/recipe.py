@@ -45,6 +45,7 @@ def train(config: Config[LearningTask], command: str) -> int:
     if config.machine.threads:
         torch.set_num_threads(config.machine.threads)
     experiment = build(config)
+    first_weights(experiment)  # says what is wrong with a run to start from before there is a folder
     path = folder.check_resumable(config) if config.resume else folder.create(config, command)
     folder.write_config(path, config, command)
     outcome = meta_train(path, experiment)
@@ -78,8 +79,7 @@ class Drawn(NamedTuple):
 
 def first_state(experiment: Learning) -> MetaState:
     """The state before the first step; its carry has the tasks under way of every problem."""
-    config, theta = experiment.config, experiment.rule.init(experiment.config.outer.seed)
-    theta = tree.map(lambda x: x.to(experiment.device), theta)
+    config, theta = experiment.config, first_weights(experiment)
     carries = []
     for index, problem in enumerate(experiment.train):
         tasks = experiment.sample(
@@ -90,6 +90,20 @@ def first_state(experiment: Learning) -> MetaState:
         carries.append(state.carry)
     step = torch.zeros((), dtype=torch.int64, device=experiment.device)
     return MetaState(theta, experiment.outer.init(theta), step, tuple(carries))
+
+
+def first_weights(experiment: Learning) -> Params:
+    """The optimiser's weights before the first step: drawn, or those that the run of ``--start`` learned."""
+    config = experiment.config
+    if config.start is None:
+        return tree.map(lambda x: x.to(experiment.device), experiment.rule.init(config.outer.seed))
+    before = folder.read_config(config.start)
+    if (before.recipe, getattr(before.task, "optimizer", "")) != (config.recipe, config.task.optimizer):
+        raise ValueError(
+            f"train: --start needs a run that learned {config.task.optimizer}, got {config.start}. `fmeta list` shows "
+            "what runs are of."
+        )
+    return weights(config.start, experiment, "best")
 
 
 def make_step(experiment: Learning) -> Callable[[MetaState, Any], tuple[MetaState, Metrics]]:
