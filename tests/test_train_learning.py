@@ -56,7 +56,7 @@ def test_a_run_starts_from_another(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "first" / "best.safetensors").unlink()  # as a run is kept
     run(*again, "--out", str(tmp_path / "kept"))
     thetas = [learned.load(tmp_path / name).theta for name in ("first", "whole", "kept")]
-    assert_trees_close(thetas[0], thetas[1], 1e-7)
+    assert_trees_close(thetas[0], thetas[1], 1e-5)
     assert_trees_equal(thetas[1], thetas[2])
     assert (
         main(["train", "learned-optimizer", *again, "--optimizer", "lstm", "--out", str(tmp_path / "no")])
