@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -132,9 +134,12 @@ def test_index_says_which_files_are_what(folder: Path) -> None:
         (["file,label,split", "cat/9.png,a,train"], r"1 images that .* does not hold, such as cat/9"),
         (["file,label,split", "cat/0.png,a,dev"], r"got 'dev' for class 'a'"),
         (["file,label,split", "cat/0.png,a,train", "cat/0.png,b,train"], r"line 3 .* cat/0\.png 'b' after 'a'"),
+        (["file,label,split", "cat/0.png,,train"], r"line 2: label is empty"),
+        (["file,label,split", "cat/only.png,a,train", "only.png,b,train"], r"lists cat/only\.png twice, as 'a' and as"),
     ],
 )  # fmt: skip
 def test_index_that_does_not_fit(folder: Path, lines: list[str], text: str) -> None:
+    shutil.copy(folder / "cat" / "0.png", folder / "cat" / "only.png")
     with pytest.raises(ValueError, match=f"image_folder: .*{text}"):
         image_folder(folder, split=index(folder, lines))
 
@@ -340,3 +345,12 @@ def test_caltech(data_root: Path) -> None:
     assert [len(pool.names) for pool in (pools.train, pools.val, pools.test)] == [60, 16, 0]
     assert len(pools.train.x) + len(pools.val.x) == 3993 and pools.train.x.shape[1:] == (3, 84, 84)
     assert pools.train.counts.min() >= 31
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are no text are possible on Linux")
+def test_a_class_may_have_a_name_that_is_no_text(folder: Path) -> None:
+    (folder / "cat").rename(folder / os.fsdecode(b"c\xe9t"))
+    pools = image_folder(folder, size=8)
+    assert sum(len(pool.names) for pool in (pools.train, pools.val, pools.test)) == len(
+        list(folder.iterdir())
+    )

@@ -98,6 +98,20 @@ def test_files_that_are_no_annotations(tmp_path: Path) -> None:
             ValueError, match=f"every entry of '{kind}' in .* must have .*number 1 has no '{key}'"
         ):
             coco_boxes(tmp_path / "coco.json", folder / "images")
+    for kind, key, wrong, said in (
+        ("images", "width", "40", "width must be a number above 0, got '40' in number 1 of 'images'"),
+        ("images", "id", [1], "every id in 'images' of .* must be a whole number, or every one a text, got"),
+        (
+            "categories",
+            "id",
+            "one",
+            "every id in 'categories' of .* must be a whole number, or every one a text",
+        ),
+    ):
+        first, *rest = content[kind]
+        (tmp_path / "coco.json").write_text(json.dumps({**content, kind: [{**first, key: wrong}, *rest]}))
+        with pytest.raises(ValueError, match=f"^coco_boxes: {said}"):
+            coco_boxes(tmp_path / "coco.json", folder / "images")
     for kind in ("images", "categories"):
         (tmp_path / "coco.json").write_text(json.dumps({**content, kind: [*content[kind], content[kind][0]]}))
         with pytest.raises(

@@ -17,6 +17,7 @@ from fmeta.train import commands, family
 from fmeta.train.config import Config
 from fmeta.train.experiment import build
 from fmeta.train.folder import load_run
+from fmeta.train.pictures.adapting import load_picture_classifier
 from fmeta.train.pictures.config import ImagesTask
 from fmeta.train.recipes import RECIPES
 
@@ -99,6 +100,43 @@ def test_a_folder_of_pictures_is_trained_on(tmp_path: Path) -> None:
     assert built.family.train(0, 0).support.x.shape == (4, 2, 3, 16, 16)
     with pytest.raises(ValueError, match=r"train: images needs a folder of pictures. Give it with --root"):
         build(changed(config, root=None))
+    for option, value in (("weights", "w.pt"), ("learns", "norms"), ("norm_eps", 1e-3)):
+        with pytest.raises(
+            ValueError, match=rf"^train: --{option.replace('_', '-')} needs --backbone, got .* without"
+        ):
+            build(changed(config, **{option: value}))
+    with pytest.raises(ValueError, match=r"^train: --colour-std must be above 0, got 0.0"):
+        build(changed(config, backbone="resnet20", colour_std=(0.0, 1.0, 1.0)))
+
+
+def test_more_classes_than_the_test_split_has_are_adapted_to(tmp_path: Path) -> None:
+    for c in range(8):
+        (tmp_path / "data" / f"c{c}").mkdir(parents=True)
+        for i in range(3):
+            color = tuple(int(v) for v in torch.randint(30 * c, 30 * c + 16, (3,)))
+            Image.new("RGB", (16, 16), color).save(tmp_path / "data" / f"c{c}" / f"{i}.png")
+    config = RECIPES["images"]()
+    config = replace(
+        config,
+        task=replace(
+            config.task, root=tmp_path / "data", size=16, ways=2, queries=2, channels=4, shares=(0.5, 0.25, 0.25)
+        ),
+        inner=replace(config.inner, algorithm="protonet"),
+        outer=replace(config.outer, outer_steps=2),
+        report=replace(config.report, val_tasks=4, test_tasks=6, baselines=False),
+        machine=replace(config.machine, device="cpu", compile="off"),
+        out=tmp_path / "run",
+    )  # fmt: skip
+    assert commands.train(config, "fmeta train images") == 0
+    files = sorted((tmp_path / "data").rglob("*.png"))
+    learner = load_picture_classifier(tmp_path / "run")
+    classifier = learner.fit(files, [file.parent.name for file in files])
+    assert len(classifier.names) == 8 and len(classifier.predict(files[:2])) == 2
+    with pytest.raises(TypeError, match=r"^adapt: examples must be a list of paths, got"):
+        classifier.predict(str(files[0]))
+    with pytest.raises(ValueError, match="few_shot: ways must be at most the 2 classes"):
+        commands.train(replace(changed(config, ways=3), out=tmp_path / "more"), "test")
+    assert not (tmp_path / "more").exists()
 
 
 def test_annealing_changes_the_algorithm_while_training(tmp_path: Path, pictures: None) -> None:

@@ -86,7 +86,7 @@ def test_a_split_in_a_column_or_a_file(tmp_path: Path) -> None:
         ("text,label\nx,a\ny, \n", {}, "line 3: label is empty"),
         ("text,label\nx,a\ny,z,b\n", {}, "line 3: expected 2 cells, got 3. Put texts with commas in double quotes"),
         ('text,label\n"x\ny",a\nz\n', {}, "line 4: expected 2 cells, got 1"),
-        ('text,label\nx,a\n"y,b\n', {}, "must be a csv in UTF-8, but unexpected end of data"),
+        ('text,label\nx,a\n"y,b\n', {}, "line 3: unexpected end of data"),
         ("text,label\nx,a\ny,a\n", {}, "must hold at least 2 classes, got 1 in column 'label'"),
         ("text,label\nx,a\ny,b\n", {"max_length": 2}, "max_length must be an int of at least 3 or None, got 2"),
         ("text,label,s\nx,a,train\ny,a,test\n", {"split": "s"}, "a class must be in one split, but column 's'"),

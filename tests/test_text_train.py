@@ -87,6 +87,13 @@ def test_from_the_command_line_to_predictions(
             shares, key=shares.__getitem__
         )
         assert float(row["probability"]) == max(shares.values())
+    text = query.read_text(encoding="utf-8").splitlines()
+    query.write_text(
+        "\n".join([text[0], *(line.rsplit(",", 1)[0] + "," for line in text[1:])]), encoding="utf-8"
+    )
+    assert main(["adapt", run, "--support", str(support), "--query", str(query), "--out", str(out)]) == 0
+    assert "accuracy " not in capsys.readouterr().out, "no label to compare with"
+    assert list(csv.DictReader(out.read_text(encoding="utf-8").splitlines())) == rows
     assert main(["eval", run, "--no-baselines", "--test-tasks", "4"]) == 0
 
 

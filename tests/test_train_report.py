@@ -20,10 +20,21 @@ from fmeta.train.choices import EMBEDDINGS, STEPLESS, WEIGHTS
 from fmeta.train.cli import main
 from fmeta.train.config import Outer
 from fmeta.train.curves import Look, reliability_figure, step_figure
-from fmeta.train.evaluate import Compared, Curve, Estimate, Scores, as_json, differences, estimate, paired
+from fmeta.train.evaluate import (
+    Compared,
+    Curve,
+    Estimate,
+    Scores,
+    as_json,
+    differences,
+    estimate,
+    paired,
+    per_task,
+)
 from fmeta.train.report import report
 from fmeta.train.run import run
 from fmeta.train.table import written
+from fmeta.types import Task
 
 
 @pytest.fixture
@@ -137,6 +148,15 @@ def test_few_shot_run_with_every_algorithm(
 
 def curve(name: str, values: torch.Tensor, steps: list[int] | None = None) -> Curve:
     return Curve(name, steps or list(range(values.shape[1])), Scores(values, None))
+
+
+def test_no_class_is_found_by_what_is_no_number(tmp_path: Path, pictures: None) -> None:
+    built = experiment.build(tiny_few_shot(tmp_path / "run", "protonet"))
+
+    def nothing(meta: Any, tasks: Task) -> torch.Tensor:
+        return torch.full((*tasks.query.y.shape[:1], 1, *tasks.query.y.shape[1:], 3), torch.nan)
+
+    assert per_task(nothing, built.params, built.test, "accuracy").max() == 0
 
 
 def test_intervals_and_paired_differences() -> None:

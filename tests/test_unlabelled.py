@@ -85,11 +85,29 @@ def test_points_of_a_task_are_of_one_individual_and_differ(tmp_path: Path) -> No
         ("task,x,y\na,1\n", "line 2: expected 3 cells, got 2"),
         ("id,x,y\na,1,2\n", "must have a column task, a column y and inputs"),
         ("task,x,y\na,1,2\nb,1,2\n", "at least 3 tasks are needed, got 2"),
+        ('task,x,y\na,1,2\n"b,1,2\n', r"bad.csv, line 3: .* Close every double quote"),
     ],
 )
 def test_bad_files_are_refused_by_line(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         csv_families(written(tmp_path / "bad.csv", text))
+
+
+def test_what_training_does_not_vary_stays_as_it_is(tmp_path: Path) -> None:
+    """An input that is constant in training has no scale to divide by; nor has a single point."""
+    lines = [f"t{t},{i},{5 if t < 3 else 6},{t + i}" for t in range(5) for i in range(3)]
+    split = {f"t{t}": "train" if t < 3 else "test" for t in range(5)}
+    path = written(tmp_path / "f.csv", "task,time,dose,y\n" + "\n".join(lines))
+    found = csv_families(path, split=split)
+    assert found.scale[1] == 1 and found.test.x[:, 1].max() == 1
+    path = written(tmp_path / "one.csv", "task,x,y\na,3,4\nb,5,6\nc,7,8\n")
+    found = csv_families(path, split={"a": "train", "b": "val", "c": "test"})
+    assert found.test.x.isfinite().all() and found.scale.tolist() == [1, 1]
+    path.write_bytes("task,x,y\ncaf\xe9,1,2\n".encode("latin-1"))
+    with pytest.raises(
+        ValueError, match=r"^csv_families: .*one.csv must be a csv in UTF-8, but 'utf-8' codec"
+    ):
+        csv_families(path)
 
 
 def test_a_missing_file_and_an_empty_training_split_are_refused(tmp_path: Path) -> None:

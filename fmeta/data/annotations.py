@@ -37,7 +37,8 @@ def entries(
     call: str, path: Path, content: Mapping[str, Any], kind: str, keys: Sequence[str], unlike: str = ""
 ) -> list[dict[str, Any]]:
     """The entries of a list of a json file, each of which has these keys, and another ``unlike`` than all others."""
-    found, seen = content[kind], set()
+    found = content[kind]
+    seen: set[Any] = set()
     for index, entry in enumerate(found if isinstance(found, list) else [found]):
         lacking = [key for key in keys if not isinstance(entry, dict) or key not in entry]
         if lacking:
@@ -45,7 +46,18 @@ def entries(
                 f"{call}: every entry of {kind!r} in {path} must have {', '.join(keys)}, but number {index + 1} has no "
                 f"{lacking[0]!r}."
             )
+        for name in (name for name in ("width", "height") if name in keys):
+            if not isinstance(entry[name], (int, float)) or not entry[name] > 0:
+                raise ValueError(
+                    f"{call}: {name} must be a number above 0, got {entry[name]!r} in number {index + 1} of {kind!r} "
+                    f"in {path}."
+                )
         number = entry[unlike] if unlike else index
+        if not isinstance(number, (int, str)) or type(number) is not type(next(iter(seen), number)):
+            raise ValueError(
+                f"{call}: every {unlike} in {kind!r} of {path} must be a whole number, or every one a text, got "
+                f"{number!r}."
+            )
         if number in seen:
             raise ValueError(f"{call}: {unlike} must be unique in {kind!r} of {path}, got {number!r} twice.")
         seen.add(number)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fmeta.data.lines import csv_lines
 from fmeta.data.pool import SPLITS
 from fmeta.data.split import ClassSplit, assign_splits
 
@@ -71,7 +71,10 @@ def csv_families(path: Path | str, *, split: ClassSplit = (0.6, 0.2, 0.2), seed:
     if not parts[0]:
         raise ValueError(f"{CALL}: some tasks must be for training, got none of {len(order)}. Change split.")
     fitted = points[[row for name in parts[0] for row in where[name]]]
-    mean, scale = fitted.mean(0), fitted.std(0).clamp(min=1e-12)
+    mean, scale = fitted.mean(0), fitted.std(0, correction=min(1, len(fitted) - 1))
+    scale = torch.where(
+        scale > 1e-9 * fitted.abs().amax(0), scale, 1.0
+    )  # what training does not vary stays as it is
     numbers = ((points - mean) / scale).float()
 
     def part(chosen: list[str]) -> Families:
@@ -91,28 +94,22 @@ def read(path: Path) -> tuple[list[str], list[list[float]]]:
         raise ValueError(
             f"{CALL}: there is no file {path}. Give the path of a csv with columns task, x..., y."
         )
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        lines = csv.reader(file)
-        head = [name.strip() for name in next(lines, [])]
-        inputs = [name for name in head if name not in ("task", "y")]
-        if head.count("task") != 1 or head.count("y") != 1 or not inputs:
-            raise ValueError(
-                f"{CALL}: {path} must have a column task, a column y and inputs, got {head}. Name them in the "
-                "first line."
-            )
-        columns = [head.index(name) for name in (*inputs, "y")]
-        tasks, values = [], []
-        for number, line in enumerate(lines, 2):
-            if not line:
-                continue
-            if len(line) != len(head):
-                raise ValueError(
-                    f"{CALL}: {path}, line {number}: expected {len(head)} cells, got {len(line)}."
-                )
-            tasks.append(line[head.index("task")].strip())
-            if not tasks[-1]:
-                raise ValueError(f"{CALL}: {path}, line {number}: the name of the task is missing.")
-            values.append([cell(path, number, head[i], line[i]) for i in columns])
+    lines = csv_lines(path, CALL)
+    head = [name.strip() for name in next(lines, (0, []))[1]]
+    inputs = [name for name in head if name not in ("task", "y")]
+    if head.count("task") != 1 or head.count("y") != 1 or not inputs:
+        raise ValueError(
+            f"{CALL}: {path} must have a column task, a column y and inputs, got {head}. Name them in the first line."
+        )
+    columns = [head.index(name) for name in (*inputs, "y")]
+    tasks, values = [], []
+    for number, line in lines:
+        if len(line) != len(head):
+            raise ValueError(f"{CALL}: {path}, line {number}: expected {len(head)} cells, got {len(line)}.")
+        tasks.append(line[head.index("task")].strip())
+        if not tasks[-1]:
+            raise ValueError(f"{CALL}: {path}, line {number}: the name of the task is missing.")
+        values.append([cell(path, number, head[i], line[i]) for i in columns])
     return tasks, values
 
 

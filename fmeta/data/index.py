@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fmeta.data.images import Source
+from fmeta.data.lines import csv_lines
 from fmeta.data.pool import SPLITS
 
 
@@ -16,7 +16,7 @@ def read_index(path: Path, call: str) -> tuple[dict[str, str], dict[str, str]]:
     if not path.is_file():
         raise ValueError(f"{call}: split must be an index file, but there is no file {path}. Check the path.")
     rows = _rows(path, ("file", "label", "split"), call)
-    return _labels([(path, line, *row) for line, row in enumerate(rows, start=2)], call)
+    return _labels([(path, line, *row) for line, row in rows], call)
 
 
 def read_lists(folder: Path, call: str) -> tuple[dict[str, str], dict[str, str]]:
@@ -29,7 +29,7 @@ def read_lists(folder: Path, call: str) -> tuple[dict[str, str], dict[str, str]]
                 f"{call}: {folder} must hold {path.name}, but does not. Copy the three lists into it."
             )
         rows = _rows(path, ("filename", "label"), call)
-        entries += [(path, line, *row, kind) for line, row in enumerate(rows, start=2)]
+        entries += [(path, line, *row, kind) for line, row in rows]
     return _labels(entries, call)
 
 
@@ -46,19 +46,35 @@ def locate(labels: dict[str, str], source: Source, call: str) -> dict[str, str]:
             f"{call}: the index lists {len(missing)} images that {source.where} does not hold, such as "
             f"{missing[0]}. Paths must be relative to it, with forward slashes."
         )
-    return {str(found[name]): label for name, label in labels.items()}
-
-
-def _rows(path: Path, columns: Sequence[str], call: str) -> list[list[str]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        table = csv.DictReader(file)
-        lacking = [column for column in columns if column not in (table.fieldnames or ())]
-        if lacking:
+    placed: dict[str, str] = {}
+    for name, label in labels.items():
+        if placed.setdefault(str(found[name]), label) != label:
             raise ValueError(
-                f"{call}: {path} must have the columns {','.join(columns)}, but {lacking[0]!r} is missing. "
-                "Add a header line."
+                f"{call}: an image must have one class, but the index lists {found[name]} twice, as "
+                f"{placed[str(found[name])]!r} and as {label!r}. Remove one of the lines."
             )
-        rows = [[row[column] or "" for column in columns] for row in table]
+    return placed
+
+
+def _rows(path: Path, columns: Sequence[str], call: str) -> list[tuple[int, list[str]]]:
+    lines = csv_lines(path, call)
+    head = next(lines, (0, []))[1]
+    lacking = [column for column in columns if column not in head]
+    if lacking:
+        raise ValueError(
+            f"{call}: {path} must have the columns {','.join(columns)}, but {lacking[0]!r} is missing. "
+            "Add a header line."
+        )
+    places = [head.index(column) for column in columns]
+    rows = []
+    for number, line in lines:
+        found = [line[place].strip() if place < len(line) else "" for place in places]
+        if "" in found:
+            raise ValueError(
+                f"{call}: {path}, line {number}: {columns[found.index('')]} is empty. Fill it in, or leave the "
+                "line out."
+            )
+        rows.append((number, found))
     if not rows:
         raise ValueError(f"{call}: {path} must list images, but has no lines. Add some.")
     return rows

@@ -15,7 +15,9 @@ ClassSplit = Sequence[float] | Mapping[str, str]
 
 def shuffled(names: Sequence[str], seed: int) -> list[str]:
     """Names in a seeded random order that no library version or order of ``names`` can change."""
-    return sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
+    return sorted(
+        names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode(errors="surrogateescape")).digest()
+    )
 
 
 def assign_splits(names: Sequence[str], split: ClassSplit, seed: int, call: str) -> dict[str, str]:

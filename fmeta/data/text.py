@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from fmeta.data.lines import csv_lines
 from fmeta.data.pool import SPLITS, Pools, split_pools
 from fmeta.data.split import assign_splits
 from fmeta.data.tokens import Tokenizer, tokenise
@@ -93,8 +93,10 @@ def tell(what: str) -> None:
     warnings.warn(f"{CALL}: {what}.", MetaLearningWarning, stacklevel=3)
 
 
-def read_texts(path: Path, columns: Sequence[str], call: str) -> list[tuple[str, ...]]:
-    """Some columns of a csv, whose cells must not be empty.
+def read_texts(
+    path: Path, columns: Sequence[str], call: str, may_be_empty: Sequence[str] = ()
+) -> list[tuple[str, ...]]:
+    """Some columns of a csv, whose cells must not be empty, but for those of columns that may be.
 
     Raises:
         ValueError: for a file that is not there, not UTF-8 or without lines; a column that is missing; a line
@@ -102,39 +104,41 @@ def read_texts(path: Path, columns: Sequence[str], call: str) -> list[tuple[str,
     """
     if not path.is_file():
         raise ValueError(f"{call}: there is no file {path}. Give a csv with columns {', '.join(columns)}.")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = csv.reader(file, strict=True)
-            head = [name.strip() for name in next(lines, [])]
-            missing = [name for name in columns if name not in head]
-            if missing:
-                raise ValueError(
-                    f"{call}: {path} must have a column {missing[0]!r}, got {head}. Name the columns in the first "
-                    "line, or say which one it is."
-                )
-            places = [head.index(name) for name in columns]
-            found = [cells(call, path, lines.line_num, head, places, line) for line in lines if line]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{call}: {path} must be a csv in UTF-8, but {error}. Save it as such.") from error
+    lines = csv_lines(path, call)
+    head = [name.strip() for name in next(lines, (0, []))[1]]
+    missing = [name for name in columns if name not in head]
+    if missing:
+        raise ValueError(
+            f"{call}: {path} must have a column {missing[0]!r}, got {head}. Name the columns in the first line, or say "
+            "which one it is."
+        )
+    places = {name: head.index(name) for name in columns}
+    found = [cells(call, path, number, len(head), places, line, may_be_empty) for number, line in lines]
     if not found:
         raise ValueError(f"{call}: {path} must have lines behind the names of its columns, got none.")
     return found
 
 
 def cells(
-    call: str, path: Path, number: int, head: list[str], places: list[int], line: list[str]
+    call: str,
+    path: Path,
+    number: int,
+    width: int,
+    places: Mapping[str, int],
+    line: list[str],
+    empty: Sequence[str],
 ) -> tuple[str, ...]:
     """The wanted cells of a line."""
-    if len(line) != len(head):
+    if len(line) != width:
         raise ValueError(
-            f"{call}: {path}, line {number}: expected {len(head)} cells, got {len(line)}. Put texts with commas in "
-            "double quotes."
+            f"{call}: {path}, line {number}: expected {width} cells, got {len(line)}. Put texts with commas in double "
+            "quotes."
         )
-    found = tuple(line[place].strip() for place in places)
-    for place, cell in zip(places, found, strict=True):
-        if not cell:
+    found = tuple(line[place].strip() for place in places.values())
+    for name, cell in zip(places, found, strict=True):
+        if not cell and name not in empty:
             raise ValueError(
-                f"{call}: {path}, line {number}: {head[place]} is empty. Fill it in, or leave the line out."
+                f"{call}: {path}, line {number}: {name} is empty. Fill it in, or leave the line out."
             )
     return found
 

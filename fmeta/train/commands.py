@@ -52,7 +52,7 @@ def train(config: Config[Any], command: str) -> int:
         together.once(lambda: check_start(config))
         use_threads(config.machine)
         experiment = build_together(config, together)
-        for sample in (experiment.family.train, experiment.val.sampler):
+        for sample in (experiment.family.train, experiment.val.sampler, experiment.test.sampler):
             sample(config.outer.seed, 0)  # says what is wrong with their sizes before there is a folder
         if not config.resume:
             first_state(experiment)  # the same for a run to start from

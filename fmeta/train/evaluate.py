@@ -73,7 +73,10 @@ def scores(predict: Predict, meta: Tree, held: Held, metric: str) -> Scores:
             values.append((outputs - target).square().flatten(2).mean(2))
             continue
         labels = target.expand(outputs.shape[:-1])
-        values.append((outputs.argmax(-1) == labels).double().mean(-1))
+        right = (outputs.argmax(-1) == labels) & ~outputs.isnan().any(
+            -1
+        )  # no class is found by what is no number
+        values.append(right.double().mean(-1))
         found = tree.map(lambda x: x.sum(0), reliability(outputs, labels))
         sums = found if sums is None else tree.add(sums, found)
     return Scores(torch.cat(values), sums)

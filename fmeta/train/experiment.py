@@ -70,6 +70,11 @@ def build(
     torch.manual_seed(config.outer.seed)
     module = family.model(None if config.inner.algorithm in EMBEDDINGS else family.outputs)
     apply, params = fmeta.functionalize(module.to(device))
+    if not params:
+        raise ValueError(
+            f"train: the run must learn something, but --learns {getattr(config.task, 'learns', '')} takes no weights "
+            "of this model. Choose others."
+        )
     given = Given(apply, family.loss(apply), config.inner, family.outputs, family.adapts)
     makes = lambda **changes: make_algorithm(given._replace(**changes), family.metric, "context" in params)  # noqa: E731
     trains = lambda phase: makes(outputs=family.train_outputs, phase=phase, trains=True)  # noqa: E731

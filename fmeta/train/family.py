@@ -139,10 +139,10 @@ def few_shot_family(task: FewShotTask, tasks: int, device: torch.device) -> Fami
         adapts=None if model else ("*", "!*norm*"),
         train=behind(later(train, "training")),
         val=later(lambda: fmeta.tasks.few_shot(pools.val, **held), "validation"),
-        test=fmeta.tasks.few_shot(pools.test, **held),
+        test=later(lambda: fmeta.tasks.few_shot(pools.test, **held)),
         pooled=behind(pooled_pictures(pools.train, tasks * ways * (shots + queries), task.rotations)),
         pooled_outputs=len(pools.train.names) * (4 if task.rotations else 1),
-        shown=fmeta.tasks.few_shot(pictures.test, **held) if model else None,
+        shown=later(lambda: fmeta.tasks.few_shot(pictures.test, **held)) if model else None,
         pretrained=pretrained,
     )
 
@@ -153,7 +153,7 @@ def clustered(task: FewShotTask, pool: Pool, sizes: dict[str, Any]) -> Sampler:
 
     def sample(seed: int, step: int) -> Task:
         if not made:
-            embed = fmeta.embeddings.pca(pool)
+            embed = fmeta.embeddings.pca(pool, min(64, len(pool.y), pool.x[0].numel()))
             if task.embedding_steps:
                 embed = fmeta.embeddings.prototransfer(pool, steps=task.embedding_steps)
             least = sizes["shots"] + sizes["queries"]

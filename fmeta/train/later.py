@@ -8,15 +8,15 @@ from collections.abc import Callable
 from fmeta.types import Sampler, Task
 
 
-def later(make: Callable[[], Sampler], split: str) -> Sampler:
-    """The sampler that ``make`` gives; what is wrong with its sizes is then said with the split that it is of."""
+def later(make: Callable[[], Sampler], split: str = "") -> Sampler:
+    """The sampler that ``make`` gives; what is wrong with its sizes is then said, with the split that it is of."""
 
     @functools.cache
     def made() -> Sampler:
         try:
             return make()
         except ValueError as error:
-            raise ValueError(f"train: {split} tasks: {error}") from error
+            raise ValueError(f"train: {split} tasks: {error}" if split else str(error)) from error
 
     def sample(seed: int, step: int) -> Task:
         return made()(seed, step)

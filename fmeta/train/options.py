@@ -9,7 +9,8 @@ from typing import Any
 
 from fmeta.train.choices import EMBEDDINGS
 from fmeta.train.config import Config
-from fmeta.train.pictures.config import FewShotTask
+from fmeta.train.pictures.config import FewShotTask, ImagesTask
+from fmeta.train.text.config import TextTask
 
 FREE_ON_RESUME = frozenset(
     {
@@ -46,7 +47,20 @@ AT_LEAST = {
     **dict.fromkeys(["truncation"], 0),
     **dict.fromkeys(["test_tasks"], 2),
 }
-ABOVE_ZERO = ("inner_lr", "outer_lr", "minutes", "strength", "radius", "base_lr", "width", "std", "start_lr")
+ABOVE_ZERO = (
+    *(
+        "inner_lr",
+        "outer_lr",
+        "minutes",
+        "strength",
+        "radius",
+        "base_lr",
+        "width",
+        "std",
+        "start_lr",
+        "colour_std",
+    ),
+)
 MAX_SEED = 1_000_000
 
 
@@ -73,6 +87,7 @@ def check(config: Config[Any]) -> None:
     for name, value in options(config).items():
         if value is None:
             continue
+        value = min(value) if name == "colour_std" else value
         if name in AT_LEAST and value < AT_LEAST[name]:
             raise ValueError(f"train: {flag(name)} must be at least {AT_LEAST[name]}, got {value}.")
         if name in ABOVE_ZERO and not value > 0:
@@ -89,6 +104,7 @@ def check(config: Config[Any]) -> None:
             f"train: --learns head leaves {config.inner.algorithm} nothing to learn, since it makes its head of the "
             "support set. Use --learns last-1, or --algorithm anil."
         )
+    check_unread(config.task)
     if config.inner.minibatches:
         check_minibatches(config)
     if config.outer.seed >= MAX_SEED:
@@ -96,6 +112,22 @@ def check(config: Config[Any]) -> None:
             f"train: --seed must be below {MAX_SEED:,}, got {config.outer.seed}. Larger seeds are kept for "
             "validation and test tasks."
         )
+
+
+def check_unread(task: Any) -> None:
+    """Refuse options of a model or a split that is not there, which nothing would read."""
+    lacks = {}
+    if isinstance(task, ImagesTask) and not task.backbone:
+        names = ("weights", "learns", "batch_norm", "colour_mean", "colour_std", "norm_eps")
+        lacks = dict.fromkeys(names, "--backbone")
+    elif isinstance(task, TextTask) and task.splits is None:
+        lacks = {"fold": "--splits"}
+    for name, other in lacks.items():
+        if getattr(task, name) != type(task).__dataclass_fields__[name].default:
+            raise ValueError(
+                f"train: {flag(name)} needs {other}, got {getattr(task, name)!r} without. Give {other}, or leave it "
+                "out."
+            )
 
 
 def check_minibatches(config: Config[Any]) -> None:

@@ -187,7 +187,7 @@ def adapt_text(
     Args:
         path: a run folder of the text recipe.
         support: a csv of text,label with a few sentences for each label.
-        query: a csv of text. Where it has a label column too, the accuracy is said.
+        query: a csv of text. Where lines have a label too, the accuracy on these is said.
         out: the csv to write: text, predicted, probability, and the probability of each label.
         name: the checkpoint.
         model: path of the encoder, if it has moved.
@@ -200,7 +200,7 @@ def adapt_text(
     """
     known = read_texts(support, (text, label), CALL)
     asked = read_query(query, text, label)
-    lacking = sorted({row[1] for row in asked if len(row) > 1} - {row[1] for row in known})
+    lacking = sorted({row[1] for row in asked if row[1:] and row[1]} - {row[1] for row in known})
     if lacking:
         raise ValueError(
             f"{CALL}: every label of {query} needs an example in {support}, got none of {lacking[0]!r}"
@@ -210,8 +210,9 @@ def adapt_text(
     found = classifier.probabilities([row[0] for row in asked])
     write_predictions(out, [row[0] for row in asked], classifier.names, found)
     say(f"{len(classifier.names)} labels from {len(known)} sentences; {len(asked)} predictions in {out}")
-    if all(len(row) > 1 for row in asked):
-        said_accuracy(classifier.names, found, [row[1] for row in asked])
+    labelled = [i for i, row in enumerate(asked) if row[1:] and row[1]]
+    if labelled:
+        said_accuracy(classifier.names, found[labelled], [asked[i][1] for i in labelled])
     return 0
 
 
@@ -228,7 +229,7 @@ def read_query(query: Path, text: str, label: str) -> list[tuple[str, ...]]:
             head = [name.strip() for name in next(csv.reader(file), [])]
     except (OSError, UnicodeDecodeError):
         head = []  # what is wrong is said below
-    return read_texts(query, (text, label) if label in head else (text,), CALL)
+    return read_texts(query, (text, label) if label in head else (text,), CALL, may_be_empty=(label,))
 
 
 def write_predictions(
