@@ -73,6 +73,66 @@ def test_lora_is_the_low_rank_change_of_the_weights() -> None:
 
 
 def test_frozen_parts_are_constants() -> None:
+def moved(module: nn.Module) -> nn.Module:
+    """The module away from the zeros that it starts with."""
+    for i, (name, p) in enumerate(module.named_parameters()):
+        if "lora_" in name or "adapter" in name:
+            p.data += 0.5 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i))
+    return module
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("padding", [0, (2, 1), "same"])
+def test_padding_of_convolutions_stays(mode: Any, padding: Any) -> None:
+    x = torch.randn(2, 2, 7, 7)
+    module = nn.Sequential(nn.Conv2d(2, 4, 3, padding=padding, padding_mode=mode))
+    small = fmeta.with_lora(module, "*", rank=2)
+    torch.testing.assert_close(small(x), module(x))
+    params = dict(moved(small).named_parameters())
+    module.load_state_dict(fmeta.merged(params))
+    torch.testing.assert_close(small(x), module(x), rtol=1e-4, atol=1e-5)
+
+
+def test_grouped_convolutions_are_passed_over() -> None:
+    module = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 2, 1))
+    small = fmeta.with_lora(module, "*", rank=2)
+    assert [name for name, _ in small.named_parameters() if "lora" in name] == ["1.lora_a", "1.lora_b"]
+
+
+@pytest.mark.parametrize("targets", ["*", "0", "2"])
+@pytest.mark.parametrize("insert", ["lora", "adapters"])
+def test_a_layer_with_two_names_is_changed_under_both(insert: str, targets: str) -> None:
+    layer = nn.Linear(3, 3)
+    module = nn.Sequential(layer, nn.Tanh(), layer)
+    small: Any = (
+        fmeta.with_lora(module, targets) if insert == "lora" else fmeta.with_adapters(module, targets)
+    )
+    assert small[0] is small[2] and small[0] is not layer and module[0] is layer
+    apply, params = fmeta.functionalize(moved(small))
+    x = torch.randn(2, 3)
+    torch.testing.assert_close(apply(params, x), small(x))
+
+
+@pytest.mark.parametrize("insert", INSERTS)
+@pytest.mark.parametrize("padded", [False, True])
+def test_transformers_of_torch_compute_with_what_is_put_in(insert: Any, padded: bool) -> None:
+    module = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2).eval()
+    small = moved(insert(module))
+    x, mask = torch.randn(3, 5, 8), torch.arange(5) >= torch.tensor([[5], [3], [2]])
+    options = {"src_key_padding_mask": mask} if padded else {}
+    expected = small(x, **options)
+    with torch.no_grad():
+        found = small(x, **options)
+    torch.testing.assert_close(found, expected.detach())
+    assert not torch.allclose(found, module(x, **options))
+    assert not any(part.training for part in small.modules())
+
+
+def test_low_rank_updates_say_what_they_are() -> None:
+    small = fmeta.with_lora(Chain(), "*", rank=2, alpha=3.0)
+    assert repr(small).count("rank=2, scale=1.5") == 3
+
+
     apply, params = fmeta.functionalize(Chain())
     part, learned = fmeta.freeze(apply, params, "parts.head")
     assert list(learned) == ["parts.head.weight", "parts.head.bias"]
@@ -125,10 +185,11 @@ def test_last_blocks_and_norms_by_name() -> None:
         (lambda m: fmeta.with_adapters(m, "parts.blocks"), "with_adapters: targets must match layers of type Linear"),
         (
             lambda m: fmeta.with_lora(nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)), "*"),
-            "with_lora: convolutions must have one group, got 2",
+            "with_lora: targets must match layers of type Linear or ungrouped Conv2d",
         ),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(call: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         call(Chain())
+        (lambda m: fmeta.with_lora(nn.Linear(3, 3), "*"), "with_lora: module must hold layers, got Linear, which is"),

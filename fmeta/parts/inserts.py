@@ -7,7 +7,7 @@ its weight files still load.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,17 +26,18 @@ def with_lora(
 
     Call it before ``functionalize``. The product ``B A`` is never formed, so that the weights ``W`` stay shared by
     all tasks. Names of the module's own parameters stay; each layer gains ``<layer>.lora_a`` ``[rank, in]`` and
-    ``<layer>.lora_b`` ``[out, rank]``. To learn these alone: ``freeze(apply, params, "*.lora_*")``.
+    ``<layer>.lora_b`` ``[out, rank]``. To learn these alone: ``freeze(apply, params, "*.lora_*")``. A layer with
+    several names gets one update, under all of them.
 
     Args:
-        module: any module.
+        module: any module with layers.
         targets: names of ``nn.Linear`` and ungrouped ``nn.Conv2d`` layers in it; others that match are passed over.
         rank: of the updates.
         alpha: their scale; the default is ``rank``, so that ``alpha / rank`` is 1.
         seed: of ``A``, drawn by Kaiming's uniform rule.
 
     Raises:
-        ValueError: for a rank below 1 or targets without such a layer.
+        ValueError: for a rank below 1, targets without such a layer, or a module that is itself a layer.
 
     References:
         Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2022, arXiv 2106.09685, equation 3.
@@ -46,11 +47,15 @@ def with_lora(
     alpha = float(rank) if alpha is None else alpha
     positive("with_lora", "alpha", alpha)
     random = torch.Generator().manual_seed(seed)
-    kinds = {
-        nn.Linear: lambda layer: LoraLinear(layer, rank, alpha / rank, random),
-        nn.Conv2d: lambda layer: LoraConv2d(layer, rank, alpha / rank, random),
-    }
-    return replaced("with_lora", module, targets, kinds)
+
+    def put(layer: nn.Module) -> nn.Module | None:
+        if type(layer) is nn.Linear:
+            return LoraLinear(layer, rank, alpha / rank, random)
+        if type(layer) is nn.Conv2d and layer.groups == 1:
+            return LoraConv2d(layer, rank, alpha / rank, random)
+        return None
+
+    return replaced("with_lora", module, targets, "Linear or ungrouped Conv2d", put)
 
 
 def with_adapters(module: nn.Module, targets: Pattern, *, size: int = 16) -> nn.Module:
@@ -65,7 +70,7 @@ def with_adapters(module: nn.Module, targets: Pattern, *, size: int = 16) -> nn.
         size: width of the bottleneck.
 
     Raises:
-        ValueError: for a size below 1 or targets without a linear layer.
+        ValueError: for a size below 1, targets without a linear layer, or a module that is itself a layer.
 
     References:
         Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", 2019, arXiv 1902.00751, section 2.1.
@@ -73,23 +78,43 @@ def with_adapters(module: nn.Module, targets: Pattern, *, size: int = 16) -> nn.
     """
     if size < 1:
         raise ValueError(f"with_adapters: size must be at least 1, got {size}.")
-    return replaced("with_adapters", module, targets, {nn.Linear: lambda layer: AdaptedLinear(layer, size)})
+    put = lambda layer: AdaptedLinear(layer, size) if type(layer) is nn.Linear else None  # noqa: E731
+    return replaced("with_adapters", module, targets, "Linear", put)
 
 
 def replaced(
-    call: str, module: nn.Module, targets: Pattern, kinds: Mapping[type, Callable[[Any], nn.Module]]
+    call: str, module: nn.Module, targets: Pattern, fits: str, put: Callable[[nn.Module], nn.Module | None]
 ) -> nn.Module:
-    """A copy of a module with other layers in the place of those of the given exact types."""
+    """A copy of a module with what ``put`` makes of the chosen layers in their places; None leaves a layer."""
     module = copy.deepcopy(module)
-    layers = {name: layer for name, layer in module.named_modules() if name}
-    chosen = {name: x for name, x in select(layers, targets).items() if type(x) in kinds}
-    if not chosen:
-        names = " or ".join(kind.__name__ for kind in kinds)
-        raise ValueError(f"{call}: targets must match layers of type {names}, got {targets!r}.")
-    for name, layer in chosen.items():
-        parent, _, last = name.rpartition(".")
-        setattr(module.get_submodule(parent), last, kinds[type(layer)](layer))
+    layers = {name: layer for name, layer in module.named_modules(remove_duplicate=False) if name}
+    if not layers:
+        raise ValueError(
+            f"{call}: module must hold layers, got {type(module).__name__}, which is a layer itself. Pass it as "
+            "nn.Sequential(layer)."
+        )
+    chosen = dict.fromkeys(select(layers, targets).values())
+    made = {layer: new for layer in chosen if (new := put(layer)) is not None}
+    if not made:
+        raise ValueError(f"{call}: targets must match layers of type {fits}, got {targets!r}.")
+    for name, layer in layers.items():
+        if layer in made:
+            parent, _, last = name.rpartition(".")
+            setattr(module.get_submodule(parent), last, made[layer].train(layer.training))
+    for part in module.modules():
+        keep_slow(part, set(made.values()))
     return module
+
+
+def keep_slow(part: Any, layers: set[nn.Module]) -> None:
+    """Keep a transformer of torch that has such layers from its fast path, which reads weights past them."""
+    if not isinstance(part, nn.TransformerEncoder | nn.TransformerEncoderLayer):
+        return
+    if not layers.isdisjoint(part.modules()):
+        part.use_nested_tensor = False  # of an encoder
+        part.activation_relu_or_gelu = (
+            0  # of a layer: one of the conditions of the fast path, read by nothing else
+        )
 
 
 class LoraLinear(nn.Linear):
@@ -105,17 +130,26 @@ class LoraLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         return super().forward(x) + self.scale * linear(linear(x, self.lora_a), self.lora_b)
 
+    def extra_repr(self) -> str:  # noqa: D102
+        return f"{super().extra_repr()}, rank={len(self.lora_a)}, scale={self.scale:g}"
+
 
 class LoraConv2d(nn.Conv2d):
     """A convolution with a low-rank update: ``rank`` filters, then one of size 1."""
 
     def __init__(self, layer: nn.Conv2d, rank: int, scale: float, random: torch.Generator) -> None:
         """Take over a layer's weights."""
-        names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+        names = (
+            "in_channels",
+            "out_channels",
+            "kernel_size",
+            "stride",
+            "padding",
+            "dilation",
+            "padding_mode",
+        )
         options = {name: getattr(layer, name) for name in names}
         super().__init__(**options, bias=layer.bias is not None, device="meta")
-        if layer.groups != 1:
-            raise ValueError(f"with_lora: convolutions must have one group, got {layer.groups}.")
         self.weight, self.bias, self.scale = layer.weight, layer.bias, scale
         self.lora_a = drawn(random, layer.weight.new_empty(rank, *layer.weight.shape[1:]))
         self.lora_b = nn.Parameter(layer.weight.new_zeros(layer.out_channels, rank, 1, 1))
@@ -123,6 +157,9 @@ class LoraConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         inside = self._conv_forward(x, self.lora_a, None)
         return super().forward(x) + self.scale * conv2d(inside, self.lora_b)
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return f"{super().extra_repr()}, rank={len(self.lora_a)}, scale={self.scale:g}"
 
 
 class AdaptedLinear(nn.Linear):
