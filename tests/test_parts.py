@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from helpers import assert_trees_close
 from torch import Tensor, nn
 
@@ -72,7 +73,6 @@ def test_lora_is_the_low_rank_change_of_the_weights() -> None:
         fmeta.merged({n: p for n, p in params.items() if "lora" in n})
 
 
-def test_frozen_parts_are_constants() -> None:
 def moved(module: nn.Module) -> nn.Module:
     """The module away from the zeros that it starts with."""
     for i, (name, p) in enumerate(module.named_parameters()):
@@ -133,6 +133,7 @@ def test_low_rank_updates_say_what_they_are() -> None:
     assert repr(small).count("rank=2, scale=1.5") == 3
 
 
+def test_frozen_parts_are_constants() -> None:
     apply, params = fmeta.functionalize(Chain())
     part, learned = fmeta.freeze(apply, params, "parts.head")
     assert list(learned) == ["parts.head.weight", "parts.head.bias"]
@@ -174,6 +175,43 @@ def test_last_blocks_and_norms_by_name() -> None:
         fmeta.last_blocks(names, 4)
 
 
+FIRST_OF_LAST: dict[str, tuple[list[str], int]] = {
+    "resnet18": (["layer4.0.conv1.weight", "layer3.0.conv1.weight"], 4),
+    "mobilenet_v2": (["features.18.0.weight", "features.17.conv.0.0.weight"], 19),
+    "mobilenet_v3_small": (["features.12.0.weight", "features.11.block.0.0.weight"], 13),
+    "googlenet": (["inception5b.branch1.conv.weight", "inception5a.branch1.conv.weight"], 9),
+    "inception_v3": (["Mixed_7c.branch1x1.conv.weight", "Mixed_7b.branch1x1.conv.weight"], 11),
+    "mnasnet0_5": (["layers.14.weight", "layers.13.0.layers.0.weight"], 10),
+    "vgg11": (["features.18.weight", "features.16.weight"], 8),
+    "efficientnet_b0": (["features.8.0.weight", "features.7.0.block.0.0.weight"], 9),
+    "vit_b_16": (["encoder.layers.encoder_layer_11.ln_1.weight", "encoder.layers.encoder_layer_10.ln_1.weight"], 12),
+    "swin_t": (["features.7.0.norm1.weight", "features.6.reduction.weight"], 8),
+    "convnext_tiny": (["features.7.0.layer_scale", "features.6.0.weight"], 8),
+    "densenet121": (["features.denseblock4.denselayer1.norm1.weight"], 4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("network", FIRST_OF_LAST)
+def test_last_blocks_of_known_networks(network: str) -> None:
+    inception = {"init_weights": False} if network in ("googlenet", "inception_v3") else {}
+    with torch.device("meta"):
+        names = dict(torchvision.models.get_model(network, **inception).named_parameters())
+    firsts, blocks = FIRST_OF_LAST[network]
+    assert [fmeta.last_blocks(names, count + 1)[0] for count in range(len(firsts))] == firsts
+    with pytest.raises(ValueError, match=rf"count must be in 1 .. {blocks}, the numbered blocks"):
+        fmeta.last_blocks(names, 99)
+
+
+def test_a_letter_behind_a_single_number_is_no_block() -> None:
+    names = dict.fromkeys(["conv2d.layers.0.w", "conv2d.layers.1.w", "conv2d.layers.2.w", "head.w"])
+    assert fmeta.last_blocks(names, 1) == ["conv2d.layers.2.w", "head.w"]
+
+
+def test_instance_norms_with_weights_are_norms() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4, affine=True), nn.InstanceNorm2d(4))
+    assert fmeta.norm_names(module) == ["1.weight", "1.bias"]
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [
@@ -187,9 +225,9 @@ def test_last_blocks_and_norms_by_name() -> None:
             lambda m: fmeta.with_lora(nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)), "*"),
             "with_lora: targets must match layers of type Linear or ungrouped Conv2d",
         ),
+        (lambda m: fmeta.with_lora(nn.Linear(3, 3), "*"), "with_lora: module must hold layers, got Linear, which is"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(call: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         call(Chain())
-        (lambda m: fmeta.with_lora(nn.Linear(3, 3), "*"), "with_lora: module must hold layers, got Linear, which is"),

@@ -6,7 +6,7 @@ Which of the learned parts adapt to a task is the algorithm's own option, ``adap
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -16,6 +16,8 @@ from fmeta.types import Params
 
 Model = tuple[Callable[..., Any], Params]
 """``(apply, params)``."""
+Number = tuple[int, str]
+"""Of a block, with the letter behind it: ``5``, ``5b``."""
 
 
 def freeze(apply: Callable[..., Any], params: Params, learns: Pattern) -> Model:
@@ -48,8 +50,9 @@ def freeze(apply: Callable[..., Any], params: Params, learns: Pattern) -> Model:
 def last_blocks(names: Mapping[str, Any], count: int) -> list[str]:
     """Names from the ``count``-th last block on, with all that comes behind the blocks: a pattern for ``adapts``.
 
-    Blocks are what is numbered: ``encoder.layer.5``, ``features.18``, ``layer4``. Where several parts are
-    numbered, the outermost one with the most blocks counts.
+    Blocks are what is numbered: ``encoder.layer.5``, ``features.18``, ``layer4``, ``inception5b``. Where several
+    parts are numbered, the outermost one with the most blocks counts. Numbered parts without a matrix or a
+    convolution (norms) are no blocks of their own: they go with what is in front of them.
 
     Args:
         names: parameters in the order of the module, ``params`` say.
@@ -61,18 +64,41 @@ def last_blocks(names: Mapping[str, Any], count: int) -> list[str]:
     >>> last_blocks({"stem.w": 0, "blocks.0.w": 0, "blocks.1.w": 0, "head.w": 0}, 1)
     ['blocks.1.w', 'head.w']
     """
-    found: dict[str, dict[int, int]] = {}
     order = list(names)
+    found: dict[str, dict[Number, list[int]]] = {}
+    lettered = letter_siblings(order)
     for place, name in enumerate(order):
-        numbered = re.match(r"(.*?)(\d+)\.", name)
-        if numbered:
-            found.setdefault(numbered[1], {}).setdefault(int(numbered[2]), place)
-    blocks = max(found.values(), key=len, default={})
-    if not 1 <= count <= len(blocks):
+        for prefix, number in numbers(name):
+            if not number[1] or len(lettered[prefix]) > 1:
+                found.setdefault(prefix, {}).setdefault(number, []).append(place)
+                break
+    blocks = list(max(found.values(), key=len, default={}).values())
+    large = [block for block in blocks if any(getattr(names[order[at]], "ndim", 2) > 1 for at in block)]
+    starts = sorted(block[0] for block in large or blocks)
+    if not 1 <= count <= len(starts):
         raise ValueError(
-            f"last_blocks: count must be in 1 .. {len(blocks)}, the numbered blocks of this model, got {count}."
+            f"last_blocks: count must be in 1 .. {len(starts)}, the numbered blocks of this model, got {count}."
         )
-    return order[sorted(blocks.values())[-count] :]
+    return order[starts[-count] :]
+
+
+def numbers(name: str) -> Iterator[tuple[str, Number]]:
+    """The numbered modules in a parameter's name, outermost first: what is in front of the number, and it."""
+    parts = name.split(".")[:-1]
+    for depth, part in enumerate(parts):
+        numbered = re.fullmatch(r"(.*?)(\d+)([a-z]?)", part)
+        if numbered:
+            yield ".".join([*parts[:depth], numbered[1]]), (int(numbered[2]), numbered[3])
+
+
+def letter_siblings(order: list[str]) -> dict[str, set[Number]]:
+    """Numbers with a letter by what is in front of them: several are blocks, a single one is a word (``conv2d``)."""
+    found: dict[str, set[Number]] = {}
+    for name in order:
+        for prefix, number in numbers(name):
+            if number[1]:
+                found.setdefault(prefix, set()).add(number)
+    return found
 
 
 def norm_names(module: nn.Module) -> list[str]:
@@ -81,7 +107,12 @@ def norm_names(module: nn.Module) -> list[str]:
     >>> norm_names(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)))
     ['1.weight', '1.bias']
     """
-    kinds = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+    kinds = (
+        nn.modules.batchnorm._NormBase,
+        nn.LayerNorm,
+        nn.GroupNorm,
+        nn.RMSNorm,
+    )  # batch and instance norm
     norms = [name for name, layer in module.named_modules() if isinstance(layer, kinds)]
     inside = {f"{name}.{part}" if name else part for name in norms for part in ("weight", "bias")}
     return [name for name, _ in module.named_parameters() if name in inside]
