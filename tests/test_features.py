@@ -230,6 +230,25 @@ def test_trunks_that_give_no_features_are_refused(wrong: Any, kind: type[Excepti
         embedded(pools().train, trunk(), batch_size=0)
 
 
+class Shifted(nn.Linear):
+    """A linear layer that computes more than its weights say."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1
+
+
+def test_transformers_of_torch_call_the_layers_that_they_hold() -> None:
+    own = from_tensors(torch.randn(8, 5, 8), torch.arange(8) % 2, split=(1, 0, 0)).train
+    net = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    net.linear1 = Shifted(8, 16).eval()
+    expected = net(own.x).detach()  # with gradients there is no fast path
+    torch.testing.assert_close(embedded(own, net).x, expected)
+    sampler = fmeta.tasks.few_shot(own, ways=2, shots=1, queries=1, tasks=2)
+    task, plain = fmeta.tasks.through(sampler, net)(0, 0), sampler(0, 0)
+    torch.testing.assert_close(task.query.x[0], net(plain.query.x[0]).detach())
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
 class Pair(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x, x

@@ -18,6 +18,7 @@ from fmeta.data.cache import cached
 from fmeta.data.mapped import Examples
 from fmeta.data.pool import Pool, Pools
 from fmeta.data.tokens import LENGTHS, trim
+from fmeta.functional import calling_layers
 from fmeta.types import Tree
 
 CALL = "embedded"
@@ -90,7 +91,7 @@ def computed(trunk: nn.Module, x: Tensor, batch_size: int, where: torch.device) 
 
 def passed(prepare: Callable[[Any], Any], x: Tree, order: Tensor, batch: int) -> list[Any]:
     """What ``prepare`` makes of the examples, in this order, some at a time and without gradient."""
-    with torch.no_grad():
+    with torch.no_grad(), calling_layers():
         return [
             prepare(tree.map(lambda leaf, r=rows: leaf[r.to(leaf.device)], x)) for rows in order.split(batch)
         ]

@@ -5,5 +5,6 @@
 """
 
 from fmeta.functional.functionalize import Apply, check_apply, differentiable, functionalize
+from fmeta.functional.layers import calling_layers
 
-__all__ = ["Apply", "check_apply", "differentiable", "functionalize"]
+__all__ = ["Apply", "calling_layers", "check_apply", "differentiable", "functionalize"]

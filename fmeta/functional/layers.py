@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from types import CellType, FunctionType, MethodType
 from typing import Any
@@ -83,6 +84,20 @@ def make_pure(layer: Any, batch_norm: str | None) -> None:
         pure.activation_relu_or_gelu = 0  # one of the conditions of the fast path, read by nothing else
     elif isinstance(layer, nn.MultiheadAttention):
         pure.__class__ = type(type(layer).__name__, (_SlowAttention, type(layer)), {})
+
+
+@contextmanager
+def calling_layers() -> Iterator[None]:
+    """A context in which torch's transformers call the layers that they hold.
+
+    Their fast path, without gradients, reads the weights of a layer past its forward and its hooks.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 class _PureBatchNorm:

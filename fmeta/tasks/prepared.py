@@ -8,6 +8,7 @@ import torch
 
 from fmeta import tree
 from fmeta.data.tokens import LENGTHS, trim
+from fmeta.functional import calling_layers
 from fmeta.types import Batch, Sampler, Task, Tree
 
 
@@ -34,7 +35,7 @@ def prepared(sampler: Sampler, prepare: Callable[[Tree], Tree]) -> Sampler:
 
     def part(batch: Batch) -> Batch:
         shape = batch.y.shape[:2]
-        with torch.no_grad():
+        with torch.no_grad(), calling_layers():
             x = prepare(trim(tree.map(lambda leaf: leaf.flatten(0, 1), batch.x)))
         return Batch(tree.map(lambda leaf: leaf.unflatten(0, shape), x), batch.y)
 
