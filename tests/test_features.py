@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 import fmeta
 from fmeta import Batch, Task
 from fmeta.data import embedded, features, from_tensors
+from fmeta.data.identity import digest_of
 
 EAGER = fmeta.Plan(compile=False)
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
@@ -220,7 +224,10 @@ def test_features_are_kept_until_something_changes(monkeypatch: pytest.MonkeyPat
         (lambda: nn.Sequential(nn.Dropout(), nn.Flatten()), ValueError, "Dropout at '0' is in training mode. Call"),
         (lambda: fmeta.models.resnet12(3, None).eval(), ValueError, "normalises by the batch. Use a trunk with"),
         (lambda: torch.relu, TypeError, "embedded: trunk must be an nn.Module, got builtin_function"),
-        (lambda: Pair(), TypeError, "embedded: trunk must return one tensor of features, got tuple"),
+        (lambda: Pair().eval(), TypeError, "embedded: trunk must return one tensor of features, got tuple"),
+        (lambda: Drops(), ValueError, "Drops at 'the top' is in training mode. Call"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.RReLU()), ValueError, "RReLU at '1' is in training mode"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 2), Drops()), ValueError, "Drops at '2' is in training"),
     ],
 )  # fmt: skip
 def test_trunks_that_give_no_features_are_refused(wrong: Any, kind: type[Exception], said: str) -> None:
@@ -228,6 +235,60 @@ def test_trunks_that_give_no_features_are_refused(wrong: Any, kind: type[Excepti
         embedded(pools().train, wrong())
     with pytest.raises(ValueError, match=r"embedded: batch_size must be at least 1, got 0"):
         embedded(pools().train, trunk(), batch_size=0)
+
+
+def test_layers_that_do_not_look_at_their_mode_may_be_in_training_mode() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4), nn.GELU(), nn.AvgPool2d(2), nn.Flatten(), nn.LayerNorm(36)
+    )
+    expected = net(pools().train.x.float() / 255)
+    torch.testing.assert_close(embedded(pools().train, net).x, expected.detach())
+
+
+class Drops(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(x.flatten(1), 0.5, self.training)
+
+
+class Times(nn.Module):
+    """A module whose options are plain attributes."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        vars(self).update(options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)
+
+
+OPTIONS: list[Any] = [
+    1.0, 100.0, 1, True, None, "1", (1, 2), [1, 2], {"k": (1, 2)}, {"k": (1, 3)}, torch.Size([1]), torch.float16,
+    torch.float64, torch.ones(2), torch.zeros(2), torch.relu, torch.tanh, nn.functional.gelu, nn.functional.silu,
+    lambda x: 2 * x, lambda x: 3 * x, partial(torch.add, 2), partial(torch.add, 3), [nn.Tanh()], [nn.Sigmoid()],
+]  # fmt: skip
+
+
+def test_options_of_a_trunk_are_in_its_key() -> None:
+    found = [digest_of(nn.Sequential(Times(k=option))) for option in OPTIONS]
+    found += [digest_of(fmeta.with_lora(trunk_of_one(), "*", alpha=alpha)) for alpha in (1.0, 50.0)]
+    assert len(set(found)) == len(found)
+    again = [digest_of(nn.Sequential(Times(k=copy.deepcopy(option)))) for option in OPTIONS]
+    assert again == found[: len(OPTIONS)]
+
+
+def trunk_of_one() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+
+
+class Scaled(Times):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) * self.k
+
+
+def test_a_trunk_with_other_options_has_other_features() -> None:
+    one, many = (embedded(pools().train, Scaled(k=k).eval()).x for k in (1.0, 100.0))
+    torch.testing.assert_close(many, 100 * one)
 
 
 class Shifted(nn.Linear):
@@ -247,6 +308,15 @@ def test_transformers_of_torch_call_the_layers_that_they_hold() -> None:
     task, plain = fmeta.tasks.through(sampler, net)(0, 0), sampler(0, 0)
     torch.testing.assert_close(task.query.x[0], net(plain.query.x[0]).detach())
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_pools_of_several_tensors_are_refused() -> None:
+    tree: Any = {"input_ids": torch.ones(4, 3), "attention_mask": torch.ones(4, 3)}
+    own = pools()
+    parts = [replace(part, x=tree) for part in (own.train, own.val, own.test)]
+    for given in (parts[0], fmeta.data.Pools(*parts)):
+        with pytest.raises(TypeError, match=r"embedded: pool.x must be one tensor, got dict. For texts"):
+            embedded(given, trunk())
 
 
 class Pair(nn.Module):

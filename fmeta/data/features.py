@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from fmeta import tree
 from fmeta.data.cache import cached
+from fmeta.data.identity import digest_of, tensor_digest
 from fmeta.data.mapped import Examples
 from fmeta.data.pool import Pool, Pools
 from fmeta.data.tokens import LENGTHS, trim
@@ -22,6 +22,11 @@ from fmeta.functional import calling_layers
 from fmeta.types import Tree
 
 CALL = "embedded"
+MODELESS = (
+    "activation", "channelshuffle", "container", "conv", "distance", "flatten", "fold", "linear", "normalization",
+    "padding", "pixelshuffle", "pooling", "sparse", "upsampling",
+)  # fmt: skip
+"""Parts of torch.nn.modules whose layers compute the same in training and in evaluation mode."""
 PoolT = TypeVar("PoolT", Pool, Pools)
 Prepare = Callable[[Tree], Tree]
 """``x -> x`` for a batch of examples ``[n, ...]``: features of a frozen part."""
@@ -33,8 +38,8 @@ def embedded(
     """The pool with what ``trunk`` makes of each example in place of the example.
 
     The trunk runs once over the pool, without gradient; tasks are then sampled from its results as from any pool.
-    They are kept in fmeta's cache under a key of the trunk (its code, weights and statistics) and of the examples,
-    so that the next run reads them.
+    They are kept in fmeta's cache under a key of the trunk (its code, options, weights and statistics) and of the
+    examples, so that the next run reads them. What the code reads from elsewhere, a global say, is not in the key.
 
     **Cost:** one pass over the pool at the first time; then nothing but the memory of the features.
 
@@ -47,7 +52,7 @@ def embedded(
         device: where the trunk runs; by default where the pool is. The result lies where the pool does.
 
     Raises:
-        TypeError: if the trunk is no module, or gives other than one tensor.
+        TypeError: if the trunk is no module, or gives other than one tensor; if examples are several tensors.
         ValueError: if it is in training mode or normalises by the batch.
 
     >>> from fmeta.data import from_tensors
@@ -58,11 +63,16 @@ def embedded(
     check_trunk(CALL, trunk)
     if batch_size < 1:
         raise ValueError(f"{CALL}: batch_size must be at least 1, got {batch_size}.")
+    parts = (pool,) if isinstance(pool, Pool) else (pool.train, pool.val, pool.test)
+    for part in parts:
+        if not isinstance(part.x, Tensor):
+            raise TypeError(
+                f"{CALL}: pool.x must be one tensor, got {type(part.x).__name__}. For texts and other trees of "
+                "tensors use fmeta.data.prepared_pool(pool, lambda x: trunk(**x)), which keeps them in memory."
+            )
     identity = digest_of(trunk)
-    if isinstance(pool, Pools):
-        parts = (pool.train, pool.val, pool.test)
-        return Pools(*[_embedded(part, trunk, identity, batch_size, device) for part in parts])
-    return _embedded(pool, trunk, identity, batch_size, device)
+    found = [_embedded(part, trunk, identity, batch_size, device) for part in parts]
+    return Pools(*found) if isinstance(pool, Pools) else found[0]
 
 
 def _embedded(
@@ -165,9 +175,7 @@ def check_trunk(call: str, trunk: nn.Module) -> None:
         raise TypeError(f"{call}: trunk must be an nn.Module, got {type(trunk).__name__}. See fmeta.split.")
     for name, part in trunk.named_modules():
         norm = isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is None
-        if norm or (
-            part.training and (list(part.buffers(recurse=False)) or "drop" in type(part).__name__.lower())
-        ):
+        if norm or (part.training and not _same_in_both_modes(part)):
             raise ValueError(
                 f"{call}: features of an example must not depend on chance or on other examples, but "
                 f"{type(part).__name__} at {name or 'the top'!r} "
@@ -176,11 +184,14 @@ def check_trunk(call: str, trunk: nn.Module) -> None:
             )
 
 
-def tensor_digest(x: Tensor) -> str:
-    """A checksum of a tensor's type, shape and content."""
-    content = x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
-    said = f"{x.dtype} {tuple(x.shape)}".encode()
-    return hashlib.sha256(said + hashlib.sha256(content).digest()).hexdigest()
+def _same_in_both_modes(part: nn.Module) -> bool:
+    """Whether a module is one of torch's that is known not to look at its mode."""
+    package, _, home = type(part).__module__.rpartition(".")
+    if package != "torch.nn.modules":
+        return False
+    if home == "instancenorm":
+        return not getattr(part, "track_running_stats", True)
+    return home in MODELESS and not isinstance(part, nn.RReLU | nn.MultiheadAttention)
 
 
 def weights_digest(module: nn.Module) -> str:
@@ -189,21 +200,3 @@ def weights_digest(module: nn.Module) -> str:
     for name, x in sorted(module.state_dict().items()):
         whole.update(f"{name} {tensor_digest(x)}".encode())
     return whole.hexdigest()
-
-
-def digest_of(module: nn.Module) -> str:
-    """A checksum of what a module computes: its code, options, parameters and buffers."""
-    whole = hashlib.sha256(f"{torch.__version__} {module!r} {getattr(module, 'code', '')}".encode())
-    for kind in sorted({type(part) for part in module.modules()}, key=lambda kind: kind.__qualname__):
-        whole.update(_source(kind).encode())
-    for name, x in [*module.named_parameters(), *module.named_buffers()]:
-        whole.update(f"{name} {tensor_digest(x)}".encode())
-    return whole.hexdigest()
-
-
-def _source(kind: type) -> str:
-    """The text of a class, so that a changed forward is another trunk; its name where there is none."""
-    try:
-        return inspect.getsource(kind)
-    except (OSError, TypeError):
-        return f"{kind.__module__}.{kind.__qualname__}"
