@@ -85,6 +85,71 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
         weights.read(tmp_path / "list.pt")
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", r"must be a weights file, but it is empty"),
+        (b"epoch loss\n1 2\n", r"reading it failed \(it begins with b'epoc', as neither of them does\)"),
+        (b"ab", r"it begins with b'ab'"),
+        (b"<!DOCTYPE html>", r"it begins with b'<!DO'"),
+        ("zip", r"reading it failed \(it is cut short or damaged\). .* copy it again"),
+        ("pickle", r"reading it failed \(it is a pickle of something else, cut short or damaged\)"),
+        ("module", r"reading it failed \(it is a pickle that calls torch.nn.modules.linear.Linear\)"),
+    ],
+)  # fmt: skip
+def test_what_is_no_file_of_weights_says_what_it_is(tmp_path: Path, content: Any, said: str) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save(nn.Linear(2, 2) if content == "module" else {"w": torch.zeros(1000)}, path)
+    damaged = {
+        "zip": path.read_bytes()[:2000],
+        "pickle": pickle.dumps({"w": Evil()}),
+        "module": path.read_bytes(),
+    }
+    path.write_bytes(damaged[content] if isinstance(content, str) else content)
+    with pytest.raises(ValueError, match=rf"^weights.read: .*weights.pt .*{said}") as error:
+        weights.read(path)
+    assert "weights_only" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_record_is_read_of_safetensors_alone(tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(1)}, tmp_path / "x.pt")
+    with pytest.raises(
+        ValueError, match=r"weights.record_of: .*x.pt must be a safetensors file, got one of another kind"
+    ):
+        weights.record_of(tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"weights.record_of: .*none must be a safetensors file, got none"):
+        weights.record_of(tmp_path / "none")
+    save_file({"w": torch.zeros(100)}, tmp_path / "cut")
+    assert weights.record_of(tmp_path / "cut") == {}
+    (tmp_path / "cut").write_bytes((tmp_path / "cut").read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"weights.record_of: .*cut is cut short or damaged"):
+        weights.record_of(tmp_path / "cut")
+
+
+def test_what_lies_beside_the_weights_is_left_out_on_loading(tmp_path: Path) -> None:
+    own = small().state_dict()
+    weights.save(tmp_path / "x", own | {"lr.fc.bias": torch.ones(4)}, record={"beside": ["lr.fc.bias"]})
+    assert set(weights.read(tmp_path / "x")) == {*own, "lr.fc.bias"}
+    assert set(weights.read(tmp_path / "x", beside=False)) == set(own)
+    assert_trees_equal(dict(weights.load(small(), tmp_path / "x").state_dict()), dict(own))
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [(torch.complex64, "fp16"), (torch.complex64, "bf16"), (torch.complex128, "fp32")]
+)
+def test_complex_tensors_have_no_half(kind: torch.dtype, dtype: Any) -> None:
+    tensors = {"a": torch.ones(1), "filter.weight": torch.ones(1, dtype=kind)}
+    with pytest.raises(
+        ValueError, match=rf"weights.in_dtype: tensors must be real for {dtype}, but filter.weight is complex"
+    ):
+        weights.in_dtype(tensors, dtype)
+
+
+def test_complex_tensors_are_kept_in_single_precision(tmp_path: Path) -> None:
+    weights.save(tmp_path / "x", {"w": torch.tensor([1 + 2j])})
+    assert torch.equal(weights.read(tmp_path / "x")["w"], torch.tensor([1 + 2j]))
+
+
 def test_weights_of_another_architecture_say_the_first_differences(tmp_path: Path) -> None:
     bottle = ResNet(BasicBlock, [2, 1, 1, 1], num_classes=7)
     torch.save(bottle.state_dict(), tmp_path / "other.pt")

@@ -42,7 +42,7 @@ def load(
 
     Args:
         module: the architecture.
-        weights: a state dict, or its file.
+        weights: a state dict, or its file; what ``fmeta export`` keeps beside a model's weights is left out.
         new: names of the module's tensors that keep their values whatever the weights hold: a new head, say.
         source: what errors call the weights; their path by default.
 
@@ -50,7 +50,7 @@ def load(
         ValueError: naming the first differences; the names must match but for ``new``.
     """
     if isinstance(weights, str | Path):
-        source, weights = source or str(weights), read(weights)
+        source, weights = source or str(weights), read(weights, beside=False)
     module = copy.deepcopy(module)
     own = module.state_dict()
     kept = set() if new is None else set(matches(new, own))
@@ -90,13 +90,15 @@ def _first(names: Sequence[str], most: int = 3) -> str:
 def in_dtype(tensors: Mapping[str, Tensor], dtype: Dtype, *, kept: Sequence[str] = KEPT) -> dict[str, Tensor]:
     """The same tensors in another floating-point type; integers stay, and what is kept stays float32.
 
+    Complex tensors have no half type: only complex64 is taken, for ``"fp32"``, and stays.
+
     Args:
         tensors: by name.
         dtype: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
         kept: globs of names that stay float32; the default holds batch norm's statistics and learned rates.
 
     Raises:
-        ValueError: for an unknown dtype, or a number that is too large for it, with the tensor's name.
+        ValueError: for an unknown dtype, a number that is too large for it, or a complex tensor, with its name.
 
     >>> {n: x.dtype for n, x in in_dtype({"a": torch.ones(1), "bn.running_var": torch.ones(1)}, "fp16").items()}
     {'a': torch.float16, 'bn.running_var': torch.float32}
@@ -105,6 +107,11 @@ def in_dtype(tensors: Mapping[str, Tensor], dtype: Dtype, *, kept: Sequence[str]
         raise ValueError(f"weights.in_dtype: dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
 
     def converted(name: str, x: Tensor) -> Tensor:
+        if x.is_complex() and (dtype, x.dtype) != ("fp32", torch.complex64):
+            raise ValueError(
+                f"weights.in_dtype: tensors must be real for {dtype}, but {name} is {str(x.dtype)[6:]}. Use fp32 with "
+                "complex64, or pass torch.view_as_real of it."
+            )
         if not x.is_floating_point():
             return x
         stays = any(fnmatchcase(name, glob) for glob in kept)
