@@ -74,6 +74,37 @@ def test_a_file_of_weights_and_its_head(tmp_path: Path) -> None:
     torch.testing.assert_close(fmeta.models.backbone("resnet20", path)(x), source(x))
 
 
+def test_a_head_of_as_many_outputs_as_asked_for_is_kept(tmp_path: Path) -> None:
+    whole = fmeta.models.backbone("resnet20", ways=3)
+    fmeta.weights.save(tmp_path / "three", whole.state_dict())
+    x = pictures()
+    torch.testing.assert_close(fmeta.models.backbone("resnet20", tmp_path / "three", ways=3)(x), whole(x))
+    other = fmeta.models.backbone("resnet20", tmp_path / "three", ways=4)
+    assert other(x).shape == (2, 4)
+    embed = fmeta.models.backbone("resnet20", tmp_path / "three")
+    torch.testing.assert_close(embed(x) @ whole.linear.weight.mT + whole.linear.bias, whole(x))
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3", "maxvit_t", "vit_b_16", "densenet121"])
+def test_its_state_dict_is_that_of_the_original_with_as_many_classes(name: str) -> None:
+    with torch.device("meta"):  # names and shapes
+        options = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+        plain = torchvision.models.get_model(name, weights=None, num_classes=5, **options)
+        own = fmeta.models.backbone(name, ways=5).state_dict()
+    shapes = {n: x.shape for n, x in own.items()}
+    assert shapes == {n: x.shape for n, x in plain.state_dict().items()}
+
+
+def test_a_file_for_a_model_of_several_classifiers(tmp_path: Path) -> None:
+    whole = fmeta.models.backbone("googlenet", ways=3)
+    fmeta.weights.save(tmp_path / "three", whole.state_dict())
+    again = fmeta.models.backbone("googlenet", tmp_path / "three", ways=3)
+    assert_trees_close(dict(again.state_dict()), dict(whole.state_dict()), tolerance=0.0)
+    for ways in (None, 4):
+        other = fmeta.models.backbone("googlenet", tmp_path / "three", ways=ways)
+        assert torch.equal(other.aux1.fc1.weight, whole.aux1.fc1.weight)
+
+
 def test_weights_of_other_libraries() -> None:
     module = fmeta.models.backbone("mobilenet_v2", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), norm_eps=1e-3)
     assert {m.eps for m in module.modules() if isinstance(m, nn.BatchNorm2d)} == {1e-3}

@@ -17,6 +17,8 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's red, green and blue in 0 .. 1: what torchvision's models were trained with."""
 OTHERS = {"resnet20": ResNet20}
 """Models beside torchvision's."""
+AUXILIARY = ("aux1.fc2", "aux2.fc2", "AuxLogits.fc")
+"""The last layers of GoogLeNet's and Inception's further classifiers, which evaluation does not look at."""
 CALL = "backbone"
 
 
@@ -41,8 +43,9 @@ def backbone(
             network for CIFAR.
         weights: None for random ones; ``"default"``, which torchvision downloads once; an entry of torchvision's
             weights enum; or the path of a file, see ``fmeta.weights.read``. What it holds for the head is left out
-            where the number of outputs differs.
-        ways: outputs of the head, drawn by torch's rule; None leaves it out and gives the embedding.
+            where the number of outputs differs; so is what ``fmeta export`` keeps beside the weights.
+        ways: outputs of the head, drawn by torch's rule where the weights have no such one; None leaves it out and
+            gives the embedding.
         mean: of red, green and blue as the weights expect them; the default is ImageNet's, or what torchvision says
             of its weights.
         std: likewise.
@@ -59,18 +62,14 @@ def backbone(
     module = architecture(name)
     head = head_name(module)
     found = pretrained(name, weights)
+    if ways is not None:
+        set_outputs(module, ways)
     if found.tensors is not None:
         own = module.state_dict()
-        fits = all(
-            n in found.tensors and found.tensors[n].shape == own[n].shape for n in head_tensors(head, own)
-        )
-        new = None if fits else head_tensors(head, own)
-        module = files.load(module, found.tensors, new=new, source=str(weights))
-    layer = module.get_submodule(head)
+        new = [n for layer in head_names(module) for n in unfit(found.tensors, head_tensors(layer, own))]
+        module = files.load(module, found.tensors, new=new or None, source=str(weights))
     if ways is None:
         set_submodule(module, head, nn.Identity())
-    elif not isinstance(layer, nn.Linear) or layer.out_features != ways:
-        set_submodule(module, head, nn.Linear(layer.in_features, ways))  # type: ignore[arg-type]
     for part in module.modules():
         if norm_eps is not None and isinstance(part, nn.modules.batchnorm._BatchNorm):
             part.eps = norm_eps
@@ -121,9 +120,29 @@ def head_name(module: nn.Module) -> str:
     return linear[-1]
 
 
-def head_tensors(head: str, own: Mapping[str, Any]) -> list[str]:
+def head_names(module: nn.Module) -> list[str]:
+    """Names of all layers with an output a class: the head is the last of them."""
+    layers = dict(module.named_modules())
+    return [*(name for name in AUXILIARY if name in layers), head_name(module)]
+
+
+def head_tensors(head: str, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The head's part of a state dict."""
-    return [name for name in own if name.startswith(f"{head}.")]
+    return {name: x for name, x in own.items() if name.startswith(f"{head}.")}
+
+
+def unfit(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """All names of a layer's tensors, if one of them is not given in this shape; else none."""
+    fits = all(name in given and given[name].shape == x.shape for name, x in own.items())
+    return [] if fits else list(own)
+
+
+def set_outputs(module: nn.Module, ways: int) -> None:
+    """Put new layers in the place of those with an output a class, where they have another number."""
+    for name in head_names(module):
+        layer: Any = module.get_submodule(name)
+        if layer.out_features != ways:
+            set_submodule(module, name, nn.Linear(layer.in_features, ways, bias=layer.bias is not None))
 
 
 def set_submodule(module: nn.Module, name: str, layer: nn.Module) -> None:
@@ -137,7 +156,7 @@ def pretrained(name: str, weights: Any) -> Pretrained:
     if weights is None:
         return Pretrained(None)
     if isinstance(weights, Path) or (isinstance(weights, str) and (Path(weights).suffix or "/" in weights)):
-        return Pretrained(files.read(weights))
+        return Pretrained(files.read(weights, beside=False))
     if name in OTHERS:
         raise ValueError(
             f"{CALL}: weights of {name} must be a file or None, got {weights!r}. There is nothing to download."
