@@ -74,6 +74,9 @@ def test_low_rank_updates_run_behind_the_part_that_is_not_touched() -> None:
     between = trunk(pictures())
     assert isinstance(between, tuple) and len(between) == 2  # the shortcut of the block crosses the cut too
     torch.testing.assert_close(rest(*between), module(pictures()))
+    torch.testing.assert_close(rest(between), module(pictures()))
+    apply, params = fmeta.functionalize(rest)
+    torch.testing.assert_close(apply(params, between), module(pictures()))
     assert learned(rest) == ["layer4.0.conv2.lora_a", "layer4.0.conv2.lora_b", "fc.lora_a", "fc.lora_b"]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Iterator
+from typing import Any
 
 from torch import fx, nn
 
@@ -24,7 +25,8 @@ def split(module: nn.Module, learns: Pattern) -> tuple[nn.Module, nn.Module]:
     own names; frozen ones behind the first learned one are in it too, with ``requires_grad=False``, so that
     ``functionalize(rest)`` gives the learned ones alone. The module itself is not changed.
 
-    Where several tensors cross the cut, the trunk returns a tuple, which is what ``rest`` takes.
+    Where several tensors cross the cut, the trunk returns a tuple, which is what ``rest`` takes, whole or as
+    several arguments.
 
     Args:
         module: any module that ``torch.fx`` can follow, in the mode (evaluation) that it shall have; parts without
@@ -60,6 +62,13 @@ def split(module: nn.Module, learns: Pattern) -> tuple[nn.Module, nn.Module]:
     for part in (*trunk.modules(), *rest.modules()):
         part.training = part.training if part in known else module.training
     return trunk, rest
+
+
+class Rest(fx.GraphModule):
+    """Takes several arguments, or one tuple of them."""
+
+    def __call__(self, *args: Any) -> Any:  # noqa: D102
+        return super().__call__(*(args[0] if len(args) == 1 and isinstance(args[0], tuple) else args))
 
 
 class Follower(fx.Tracer):
@@ -164,4 +173,5 @@ def parts(
         if node in behind or (node.op == "get_attr" and any(user in behind for user in node.users)):
             inside[node] = second.node_copy(node, lambda n: inside[n])
     name = type(root).__name__
-    return fx.GraphModule(root, first, f"{name}Trunk"), fx.GraphModule(root, second, f"{name}Rest")
+    kind = Rest if len(crossing) > 1 else fx.GraphModule
+    return fx.GraphModule(root, first, f"{name}Trunk"), kind(root, second, f"{name}Rest")
