@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from helpers import assert_trees_equal
 from PIL import Image
 from reference import networks
@@ -20,16 +21,20 @@ from torch import Tensor
 
 import fmeta
 from fmeta import Batch
+from fmeta.adapt import run as adapt
 from fmeta.models import backbones
 from fmeta.models.resnet20 import ResNet20
-from fmeta.train import cli, commands, family
+from fmeta.train import cli, commands, exporting, family
+from fmeta.train.adapted import Source
 from fmeta.train.cli import main
 from fmeta.train.config import Config
 from fmeta.train.experiment import build
 from fmeta.train.folder import load_run
 from fmeta.train.pictures import pretrained
+from fmeta.train.pictures.config import ImagesTask
 from fmeta.train.recipes import RECIPES
 from fmeta.train.run import run
+from fmeta.types import Sampler
 
 ALONE = """
 import sys, torch
@@ -338,18 +343,143 @@ def test_a_regression_run_leaves_too(tmp_path: Path) -> None:
     ("algorithm", "learns"), [("protomaml", "last-1"), ("metasgd", "norms"), ("maml", "lora-2")]
 )
 def test_what_is_learned_of_a_backbone(data: Path, tmp_path: Path, algorithm: str, learns: str) -> None:
-    config = images(
-        data,
-        tmp_path / "run",
-        algorithm,
-        learns=learns,
-        batch_norm="batch" if algorithm == "metasgd" else "frozen",
-    )
+    config = images(data, tmp_path / "run", algorithm, learns=learns)
     assert commands.train(config, "fmeta train images") == 0
     fmeta.export(tmp_path / "run", tmp_path / "meta", what="meta", dtype="bf16")
     where = support_folder(data, tmp_path / "support")
     fmeta.export(tmp_path / "run", tmp_path / "adapted", what="adapted", support=where)
     ResNet20(num_classes=3).load_state_dict(fmeta.weights.read(tmp_path / "adapted"), strict=True)
+
+
+def trained(config: Config[Any]) -> None:
+    """A run that was not tested."""
+    run(commands.folder.create(config, "fmeta train images"), build(config))
+
+
+def seeded(config: Config[Any], seed: int) -> Config[Any]:
+    return replace(config, outer=replace(config.outer, seed=seed))
+
+
+def predicted(algorithm: fmeta.Algorithm, meta: Any, sampler: Sampler) -> Tensor:
+    """What is predicted of one task."""
+    task = sampler(0, 0)
+    support = Batch(task.support.x[0], task.support.y[0])
+    return algorithm.predict(meta, support, task.query.x[0])
+
+
+@pytest.mark.parametrize("learns", ["norms", "lora-2"])
+def test_frozen_weights_that_were_drawn_leave_as_the_run_has_them(
+    data: Path, tmp_path: Path, learns: str
+) -> None:
+    config = seeded(images(data, tmp_path / "run", "protonet", learns=learns), 1)
+    trained(config)
+    experiment, meta = load_run(tmp_path / "run")
+    expected, shown = predicted(experiment.algorithm, meta, experiment.family.test), experiment.family.shown
+    assert shown is not None
+    fmeta.export(tmp_path / "run", tmp_path / "meta", what="meta")
+    embed = fmeta.functionalize(fmeta.models.backbone("resnet20", tmp_path / "meta"))
+    found = predicted(fmeta.protonet(embed[0], ways=3), embed[1], shown)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    # the half file, and the run that its loss is measured with
+    record = fmeta.export(tmp_path / "run", tmp_path / "half", what="meta", dtype="bf16")
+    assert abs(record["rounding"]["difference"]) < 0.2
+    half = fmeta.functionalize(fmeta.models.backbone("resnet20", tmp_path / "half"))
+    held = predicted(fmeta.protonet(half[0], ways=3), half[1], shown)
+    other, rounded = exporting.rounded(Source(experiment, meta, exporting.parts_of(experiment)), "bf16")
+    measured = predicted(other.algorithm, rounded, other.family.test)
+    torch.testing.assert_close(measured, held, rtol=1e-4, atol=1e-4)
+    assert (held - found).abs().max() > 1e-3
+
+
+def test_an_adapted_model_of_drawn_frozen_weights(data: Path, tmp_path: Path) -> None:
+    config = seeded(images(data, tmp_path / "run", learns="norms"), 2)
+    trained(config)
+    check_adapted(data, tmp_path, lambda: ResNet20(num_classes=3), normalised)
+
+
+def check_adapted(
+    data: Path, tmp_path: Path, make: Callable[[], torch.nn.Module], before: Callable[[Tensor], Tensor]
+) -> None:
+    """The adapted model of a run without a trunk is what the run predicts by after as many steps."""
+    where = support_folder(data, tmp_path / "support")
+    fmeta.export(tmp_path / "run", tmp_path / "adapted", what="adapted", support=where)
+    plain = make().eval()
+    plain.load_state_dict(fmeta.weights.read(tmp_path / "adapted"), strict=True)
+    pool = fmeta.data.image_folder(where, size=16, split=(1, 0, 0)).train
+    order = torch.tensor([sorted(pool.names).index(name) for name in pool.names])
+    x = pool.x.float() / 255
+    experiment, meta = load_run(tmp_path / "run")
+    found = adapt(experiment.algorithm.inner_loop, meta, Batch(x, order[pool.y]), 3)
+    expected = experiment.algorithm.predict(meta, found, x)
+    torch.testing.assert_close(plain(before(x)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapted_model_with_norms_of_every_step(data: Path, tmp_path: Path) -> None:
+    config = images(data, tmp_path / "run", "mamlpp", backbone=None, channels=4)
+    config = replace(config, inner=replace(config.inner, annealing=True))
+    trained(config)
+    assert "per_step" in load_run(tmp_path / "run")[1]
+    check_adapted(data, tmp_path, lambda: fmeta.models.conv4(3, 3, 4, "max", "flatten", 16), lambda x: x)
+
+
+def test_statistics_of_each_batch_leave_as_a_program_only(data: Path, tmp_path: Path) -> None:
+    config = images(data, tmp_path / "run", batch_norm="batch")
+    trained(config)
+    where = support_folder(data, tmp_path / "support")
+    said = r"export: an adapted model must normalise by .* \(--batch-norm batch\). Export a program .* frozen"
+    with pytest.raises(NotImplementedError, match=said):
+        fmeta.export(tmp_path / "run", tmp_path / "x", what="adapted", support=where)
+    assert not (tmp_path / "x").exists()
+    fmeta.export(tmp_path / "run", tmp_path / "x.pt2", support=where)
+
+
+def test_another_eps_of_norms_is_told_of(data: Path, tmp_path: Path, capsys: Any) -> None:
+    config = images(data, tmp_path / "run", norm_eps=1e-3)
+    trained(config)
+    where = support_folder(data, tmp_path / "support")
+    fmeta.export(tmp_path / "run", tmp_path / "x", what="adapted", support=where)
+    assert "Its batch norms have eps=0.001, which weights do not say" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "beside"),
+    [
+        ("metasgd", "lr.head.bias"),
+        ("mamlpp", "lr.head.bias"),
+        ("metacurvature", "curvature.head.weight.in"),
+        ("learned", "theta."),
+        ("r2d2", "log_ridge"),
+        ("lrd2", "log_ridge"),
+        ("metaoptnet", "scale"),
+    ],
+)
+def test_what_is_learned_beside_the_weights_is_kept_and_marked(
+    data: Path, tmp_path: Path, algorithm: str, beside: str
+) -> None:
+    config = images(data, tmp_path / "run", algorithm)
+    trained(config)
+    record = fmeta.export(tmp_path / "run", tmp_path / "meta.safetensors", what="meta")
+    assert any(name.startswith(beside) for name in record["beside"])
+    assert set(record["beside"]) < set(fmeta.weights.read(tmp_path / "meta.safetensors"))
+    again = build(images(data, tmp_path / "again", algorithm, weights=str(tmp_path / "meta.safetensors")))
+    _, meta = load_run(tmp_path / "run")
+    body = {name: x for name, x in meta["params"].items() if name.startswith("body.")}
+    assert_trees_equal({name: again.params[name] for name in body}, body)
+
+
+def test_a_head_without_a_bias_stays_so() -> None:
+    task = ImagesTask(backbone="maxvit_t", learns="head", size=224)
+    found = pretrained.pieces(task)
+    head = pretrained.Headed(found.body, found.width, 3, found.bias).head
+    params = {f"head.{name}": p.detach() for name, p in head.named_parameters()}
+    tensors = fmeta.weights.state_dict(*pretrained.original(task, found, params))
+    with torch.device("meta"):
+        plain = torchvision.models.maxvit_t(num_classes=3)
+    plain.load_state_dict(tensors, strict=True, assign=True)
+    with pytest.raises(
+        NotImplementedError, match=r"export: the head of maxvit_t has no bias, but this class"
+    ):
+        pretrained.original(task, found, params | {"head.bias": torch.zeros(3)})
 
 
 def test_a_backbone_is_asked_for_on_the_command_line() -> None:
@@ -417,6 +547,8 @@ def test_a_moved_data_set_and_a_name_that_is_not_there(folder: Path, data: Path,
         for i in range(2, 6):
             (moved / f"c{c:02}" / f"{i}.png").write_bytes((data / f"c{c:02}" / f"{i}.png").read_bytes())
     fmeta.export(folder, tmp_path / "meta", what="meta", root=data_copy)
+    with pytest.raises(ValueError, match=r"export: the data .* there is no file .*gone. Say .* by --root"):
+        fmeta.export(folder, tmp_path / "meta", what="meta", root=tmp_path / "gone")
     with pytest.raises(AttributeError, match=r"fmeta: there is no name 'exprot' in it"):
         _ = fmeta.exprot
 

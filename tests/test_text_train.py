@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import assert_trees_equal
 from safetensors.torch import load_file, save_file
 from text_cases import LONGEST, save_encoder, sentences, tiny_bert, write_csv
 
@@ -273,7 +274,10 @@ def test_options_of_other_recipes_are_refused(
 def test_what_leaves_a_text_run(tmp_path: Path, run: Path, data: Path, folder: Path) -> None:
     for words, said in (
         ({"what": "adapted"}, "an adapted model of a text run is not written"),
-        ({"what": "meta", "root": "."}, "--root is for runs of pictures, got a run of text"),
+        (
+            {"what": "meta", "root": "gone.csv"},
+            "the data of the run must be .* no file gone.csv. Say .* --root",
+        ),
     ):
         with pytest.raises((ValueError, NotImplementedError), match=f"export: {said}"):
             fmeta.export(run, tmp_path / "x.safetensors", **words)  # type: ignore[arg-type]
@@ -282,6 +286,15 @@ def test_what_leaves_a_text_run(tmp_path: Path, run: Path, data: Path, folder: P
     with pytest.raises(FileNotFoundError, match=r"weights.save: there is no folder .*none for x.safetensors"):
         fmeta.export(run, tmp_path / "none" / "x.safetensors", what="meta")
     fmeta.export(run, tmp_path / "x.safetensors", what="meta")
+    moved = tmp_path / "moved.csv"
+    moved.write_bytes(data.read_bytes())
+    assert (
+        main(
+            ["export", str(run), str(tmp_path / "moved.safetensors"), "--what", "meta", "--root", str(moved)]
+        )
+        == 0
+    )
+    assert_trees_equal(*(fmeta.weights.read(tmp_path / f"{name}.safetensors") for name in ("moved", "x")))
     (tmp_path / "plain").write_text("")
     assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
     assert commands.train(tiny(tmp_path / "last", data, folder), "fmeta train text") == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import fmeta
 import fmeta.data
@@ -63,6 +63,7 @@ def adapted(source: Source, file: Path, dtype: Dtype, support: str | Path | None
         raise ValueError(
             "export: an adapted model needs pictures to adapt to. Give support=FOLDER (--support)."
         )
+    refuse_statistics_of_batches(source)
     examples, classes = pictures(source, support)
     batch = Batch(source.before(examples.x), examples.y)
     found = unwrapped(run(source.experiment.algorithm.inner_loop, source.meta, batch, source.steps))
@@ -73,7 +74,7 @@ def adapted(source: Source, file: Path, dtype: Dtype, support: str | Path | None
         "classes": classes,
         "config": to_json(source.experiment.config),
     }
-    task = source.experiment.config.task
+    task: Any = source.experiment.config.task
     if source.backbone is not None:
         tensors = weights.state_dict(*original(task, source.backbone, params))
     else:
@@ -81,7 +82,27 @@ def adapted(source: Source, file: Path, dtype: Dtype, support: str | Path | None
         tensors = weights.state_dict(source.experiment.family.model(outputs), params)
     weights.save(file, tensors, dtype=dtype, record=record)
     say(f"{file}: a model of {len(classes)} classes, {', '.join(classes)}; {file.stat().st_size:,} bytes")
+    if source.backbone is not None and task.norm_eps is not None:
+        say(
+            f"Its batch norms have eps={task.norm_eps}, which weights do not say. Set it in torchvision's model, or "
+            f"load the file by fmeta.models.backbone({task.backbone!r}, ..., norm_eps={task.norm_eps})."
+        )
     return record
+
+
+def refuse_statistics_of_batches(source: Source) -> None:
+    """Refuse a backbone that normalises by each batch, which the original does not do in evaluation.
+
+    Raises:
+        NotImplementedError: for a run of ``--batch-norm batch`` that has batch norms where it learns.
+    """
+    layers = [] if source.backbone is None else list(source.backbone.body.modules())
+    if any(layer.training and isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in layers):
+        raise NotImplementedError(
+            "export: an adapted model must normalise by the statistics in the file, as torchvision's class does, but "
+            "this run's batch norms take those of each batch (--batch-norm batch). Export a program (--what program), "
+            "or train with --batch-norm frozen."
+        )
 
 
 def whole_model(source: Source, params: Tree) -> Params:
@@ -93,8 +114,8 @@ def whole_model(source: Source, params: Tree) -> Params:
     own = base(source.meta)
     if set(params) == {"body", "head"} and isinstance(params["head"], dict):
         return own | params["body"] | {f"head.{part}": x for part, x in params["head"].items()}
-    if set(params) <= set(own):
-        return own | params
+    if set(params) <= {*own, *(source.meta.get("per_step", ()) if isinstance(source.meta, dict) else ())}:
+        return own | params  # mamlpp's weights of every step with those of the last one
     name = source.experiment.config.inner.algorithm
     raise NotImplementedError(
         f"export: the adapted model must be weights alone, but {name} classifies by {', '.join(params)}. Export a "

@@ -30,7 +30,7 @@ class ExportCommand:
     checkpoint: Literal["best", "last"] = "best"
     """Which checkpoint."""
     root: MaybePath = None
-    """Folder of the data set, if it is not where it was in training."""
+    """Folder of the data set (of texts its csv), if it is not where it was in training."""
 
 
 def export_command(asked: ExportCommand) -> int:

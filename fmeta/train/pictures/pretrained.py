@@ -16,7 +16,7 @@ import fmeta.data
 import fmeta.tasks
 from fmeta.data.features import weights_digest
 from fmeta.data.pool import Pools
-from fmeta.models.backbones import architecture, backbone, head_name, set_submodule
+from fmeta.models.backbones import architecture, backbone, head_name, set_outputs, set_submodule
 from fmeta.parts.select import matches
 from fmeta.train.pictures.config import ImagesTask
 from fmeta.train.terminal import say
@@ -37,6 +37,8 @@ class Pieces(NamedTuple):
     """The name of the head that was taken off."""
     width: int
     """Features that the head takes."""
+    bias: bool
+    """Whether it has a bias."""
     trunk: nn.Module | None
     """What runs once; None where learning begins near the pictures."""
     body: nn.Module
@@ -46,11 +48,11 @@ class Pieces(NamedTuple):
 class Headed(nn.Module):
     """A body and a head that is called ``head``, as in the models of ``fmeta.models``."""
 
-    def __init__(self, body: nn.Module, width: int, outputs: int | None) -> None:
+    def __init__(self, body: nn.Module, width: int, outputs: int | None, bias: bool) -> None:
         """Without outputs the embedding."""
         super().__init__()
         self.body = body
-        self.head = nn.Identity() if outputs is None else nn.Linear(width, outputs)
+        self.head = nn.Identity() if outputs is None else nn.Linear(width, outputs, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         return self.head(self.body(x))
@@ -82,9 +84,8 @@ def with_backbone(task: ImagesTask, pools: Pools) -> Prepared:
         )
 
     def model(outputs: int | None) -> nn.Module:
-        drawn = found.trunk is None and task.weights is None
-        body = pieces(task, drawn=True).body if drawn else copy.deepcopy(found.body)
-        return Headed(body, found.width, outputs)
+        body = pieces(task, drawn=True).body if draws(task, found) else copy.deepcopy(found.body)
+        return Headed(body, found.width, outputs, found.bias)
 
     checksum = functools.cache(lambda: weights_digest(found.plain))
     if found.trunk is None:
@@ -95,6 +96,21 @@ def with_backbone(task: ImagesTask, pools: Pools) -> Prepared:
         through = lambda sampler: fmeta.tasks.through(sampler, trunk)  # noqa: E731
         return Prepared(Pools(pools.train, *held), model, through, checksum)
     return Prepared(fmeta.data.embedded(pools, trunk), model, lambda sampler: sampler, checksum)
+
+
+def draws(task: ImagesTask, found: Pieces) -> bool:
+    """Whether a run draws the whole backbone from its seed, what is frozen of it too."""
+    return found.trunk is None and task.weights is None
+
+
+def pieces_of_run(task: ImagesTask, seed: int) -> Pieces:
+    """The backbone that a run with this seed began with."""
+    found = pieces(task)
+    if not draws(task, found):
+        return found
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return pieces(task, drawn=True)
 
 
 def pieces(task: ImagesTask, drawn: bool = False) -> Pieces:
@@ -112,13 +128,13 @@ def pieces(task: ImagesTask, drawn: bool = False) -> Pieces:
         )
         original = architecture(task.backbone)
     head = head_name(original)
-    width: Any = original.get_submodule(head).in_features
+    last: Any = original.get_submodule(head)
     whole, names = learned(plain, task.learns)
     trunk, body = cut(whole, names, (1 if task.grey else 3, task.size, task.size))
     if task.batch_norm == "batch":
         for layer in body.modules():
             layer.training = isinstance(layer, nn.modules.batchnorm._BatchNorm)
-    return Pieces(whole, plain, head, width, trunk, body)
+    return Pieces(whole, plain, head, last.in_features, last.bias is not None, trunk, body)
 
 
 def cut(whole: nn.Module, names: list[str], picture: tuple[int, ...]) -> tuple[nn.Module | None, nn.Module]:
@@ -183,12 +199,24 @@ def original(task: ImagesTask, cut: Pieces, params: Params) -> tuple[nn.Module, 
     """The backbone in torchvision's own names, and its parameters: ``params`` of the run's model and frozen ones.
 
     The module has a head where ``params`` has one.
+
+    Raises:
+        NotImplementedError: for a bias that the architecture's own head does not have.
     """
     own = {name.removeprefix("body."): p for name, p in params.items() if name.startswith("body.")}
     everything = {name: p.detach() for name, p in cut.whole.named_parameters()} | own
     named = fmeta.merged(everything)
     module = copy.deepcopy(cut.plain)
     if "head.weight" in params:
-        named |= {f"{cut.head}.{part}": params[f"head.{part}"] for part in ("weight", "bias")}
-        set_submodule(module, cut.head, nn.Linear(cut.width, len(params["head.weight"])))
+        ways = len(params["head.weight"])
+        named |= {f"{cut.head}.{n[5:]}": p for n, p in params.items() if n.startswith("head.")}
+        if "head.bias" in params and not cut.bias:
+            raise NotImplementedError(
+                f"export: the head of {task.backbone} has no bias, but this classifier has one. Export a program "
+                "(--what program), or train with an algorithm that adapts the model's own head, anil say."
+            )
+        with torch.random.fork_rng():
+            torch.manual_seed(0)  # of classifiers beside the head, which nothing learns
+            set_submodule(module, cut.head, nn.Linear(cut.width, ways, bias=cut.bias))
+            set_outputs(module, ways)
     return module, named
