@@ -129,8 +129,8 @@ def learned_optimizer() -> LearningConfig:
     return LearningConfig(
         recipe="learned-optimizer",
         task=LearningTask(),
-        outer=Outer(tasks=16, outer_steps=900, outer_lr=1e-3),
-        report=Report(log_interval=10, val_interval=50, val_tasks=32, test_tasks=200, baselines=False),
+        outer=Outer(tasks=16, outer_steps=2_000, outer_lr=1e-3),
+        report=Report(log_interval=10, val_interval=100, val_tasks=32, test_tasks=200, baselines=False),
         machine=Machine(threads=1),
     )
 
