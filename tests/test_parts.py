@@ -231,3 +231,15 @@ def test_instance_norms_with_weights_are_norms() -> None:
 def test_what_cannot_be_is_refused(call: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         call(Chain())
+
+
+def test_layers_that_are_never_called_are_passed_over() -> None:
+    """Swin's attention reads the weights of its layers: an update there would do nothing, and learn nothing."""
+    from torchvision.models.swin_transformer import SwinTransformer
+
+    module = SwinTransformer([4, 4], 8, [1, 1], [2, 2], [2, 2], num_classes=3).eval()
+    names = [name for name, _ in fmeta.with_lora(module, "*", rank=1).named_parameters() if "lora_a" in name]
+    assert names and not any(".attn." in name for name in names)
+    assert any(".mlp." in name for name in names)
+    with pytest.raises(ValueError, match="with_lora: targets must match layers of type Linear or"):
+        fmeta.with_lora(module, "*.attn.*")

@@ -18,6 +18,9 @@ from fmeta.parts.select import Pattern, select
 from fmeta.rates import positive
 from fmeta.types import Params
 
+PAST = ("ShiftedWindowAttention", "ShiftedWindowAttentionV2")
+"""Modules (torchvision's Swin) that read the weights of their layers and never call them: nothing can be put there."""
+
 
 def with_lora(
     module: nn.Module, targets: Pattern, *, rank: int = 8, alpha: float | None = None, seed: int = 0
@@ -31,7 +34,8 @@ def with_lora(
 
     Args:
         module: any module with layers.
-        targets: names of ``nn.Linear`` and ungrouped ``nn.Conv2d`` layers in it; others that match are passed over.
+        targets: names of ``nn.Linear`` and ungrouped ``nn.Conv2d`` layers in it; others that match are passed over, as
+            are those of Swin's attention, which torchvision never calls.
         rank: of the updates.
         alpha: their scale; the default is ``rank``, so that ``alpha / rank`` is 1.
         seed: of ``A``, drawn by Kaiming's uniform rule.
@@ -94,7 +98,8 @@ def replaced(
             "nn.Sequential(layer)."
         )
     chosen = dict.fromkeys(select(layers, targets).values())
-    made = {layer: new for layer in chosen if (new := put(layer)) is not None}
+    unused = {layer for part in module.modules() if type(part).__name__ in PAST for layer in part.children()}
+    made = {layer: new for layer in chosen if layer not in unused and (new := put(layer)) is not None}
     if not made:
         raise ValueError(f"{call}: targets must match layers of type {fits}, got {targets!r}.")
     for name, layer in layers.items():

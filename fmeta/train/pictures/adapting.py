@@ -70,9 +70,7 @@ def load_picture_classifier(
 
     def prepare(files: Sequence[str | Path]) -> Tensor:
         if isinstance(files, str):
-            raise TypeError(
-                f"{CALL}: examples must be a list of paths, got {files!r}. Put it into a list."
-            )
+            raise TypeError(f"{CALL}: examples must be a list of paths, got {files!r}. Put it into a list.")
         pictures = torch.stack([read_picture(Path(file), size, grey) for file in files])
         if not isinstance(task, ImagesTask):
             pictures = light_on_dark(pictures)
