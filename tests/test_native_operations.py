@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.func import grad, vmap
 from torch.nn import functional as F
 
 from fmeta.functional import differentiable
+from fmeta.parallel import Unsupported
 
 pytestmark = pytest.mark.compiles
 ROWS, LINE = numbers(3, 2, seed=3), numbers(5, 4, 3, seed=4)
@@ -110,3 +112,32 @@ def test_the_determinant() -> None:
     a = numbers(3, 4, 4)
     check(lambda a: vmap(torch.linalg.det)(a), a, axes=(0,))
     check(lambda a: vmap(torch.linalg.det)(a), a[:, [1, 0, 2, 3]], axes=(0,))
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: torch.round(x, decimals=2),
+        lambda x: (x * 1).round_(decimals=2),
+        lambda x: (x * 1).div_(x.abs() + 1, rounding_mode="floor"),
+        lambda x: (x * 1).add_(x, alpha=2),
+        lambda x: (x * 2).long().lt_(0.5),
+    ],
+    ids=["round", "round_", "div_", "add_", "lt_"],
+)
+def test_an_option_is_read_or_the_operation_refused(fn: Any) -> None:
+    """Never passed over: inductor takes what is refused."""
+    x = numbers(3, 4, 5)
+    with contextlib.suppress(Unsupported):
+        check(fn, x, axes=(0,))
+
+
+def test_what_is_written_into_truth_values() -> None:
+    """A half is true."""
+
+    def fn(x: Tensor) -> Any:
+        copied = torch.zeros_like(x, dtype=torch.bool)
+        copied.copy_(x / 100)
+        return copied, (x > 0).fill_(0.5), (x > 0).masked_fill_(x < 1, 0.5), (x > 0).masked_fill_(x < 1, 0.0)
+
+    check(fn, numbers(3, 4, 5), axes=(0,))

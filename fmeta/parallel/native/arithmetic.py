@@ -65,8 +65,8 @@ def pointwise(low: Lowering, op: Op) -> Value:
     ]
     values = values[: len(set(re.findall(r"\{(\d)\}", rule.code)))]
     tensors = [v for v, a in zip(values, op.args, strict=False) if isinstance(a, Op)]
-    if op.kwargs.get("rounding_mode"):
-        raise Unsupported(f"{name} with a rounding mode")
+    if any(option is not None for option in op.kwargs.values()):
+        raise Unsupported(f"{name} with {op.kwargs}")
     easy = folded(name, op, values)
     if easy is not None:
         return shapes.expand(easy, op.shape)

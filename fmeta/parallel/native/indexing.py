@@ -148,6 +148,12 @@ def embedding_gradient(low: Lowering, op: Op) -> Value:
     return result
 
 
+PLAIN = (("alpha", 1), ("non_blocking", False))
+"""Options that change nothing."""
+TRUE = {"copy": "({1} != 0)", "fill": "({1} != 0)", "masked_fill": "({1} ? {2} != 0 : {0})"}
+"""What is written into truth values."""
+
+
 def in_place(low: Lowering, op: Op) -> Value:
     """``copy_``, ``div_`` and their like."""
     name, x = op.called[:-1], op.args[0]
@@ -164,15 +170,19 @@ def in_place(low: Lowering, op: Op) -> Value:
         "add": "({0} + {1})",
         "sub": "({0} - {1})",
     }
-    if name not in codes or op.kwargs.get("alpha", 1) != 1:
-        raise Unsupported(f"the operation {op.target}")
+    said = {key: x for key, x in op.kwargs.items() if x is not None and (key, x) not in PLAIN}
+    if name not in codes or said:
+        raise Unsupported(f"the operation {op.target} with {said}")
     operands = [value, *(shapes.expand(v, value.shape) for v in others)]
+    if name in CODES and CODES[name].as_ == "operands" and any(v.dtype != value.dtype for v in others):
+        raise Unsupported("numbers of two types compared in place")
     scope, level = low.place(operands)
     if scope != value.buffer.scope or level > value.buffer.level:
         raise Unsupported("a shared tensor written to by tasks")
-    low.statements.append(
-        Map(value, value.shape, cast(codes[name], operands, value.dtype), operands, fresh=False)
-    )
+    code = cast(codes[name], operands, value.dtype)
+    if value.dtype == torch.bool and name in TRUE:
+        code = TRUE[name]  # of the numbers as they are: half is true
+    low.statements.append(Map(value, value.shape, code, operands, fresh=False))
     value.buffer.changed += 1
     return value
 
