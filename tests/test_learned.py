@@ -362,6 +362,34 @@ def test_the_face_takes_large_models_by_blocks(knowledge: bool, dtype: torch.dty
 
 
 @pytest.mark.compiles
+@pytest.mark.parametrize("small", [False, True])
+def test_a_gradient_whose_square_is_not_finite_is_passed_over(small: bool) -> None:
+    module, optimizer, transform = large()
+    if small:
+        module = nn.ParameterList([torch.randn(2, 3), torch.randn(4)])
+        optimizer = learned.Optimizer(module, optimizer.rule, optimizer.theta, steps=6)
+    give_gradients(module)
+    optimizer.step()
+    before = values(module)
+    give_gradients(module, 1e19)
+    optimizer.step()
+    assert_trees_equal(values(module), before)
+    assert optimizer.skipped == 1
+    give_gradients(module)
+    optimizer.step()
+    assert all(p.isfinite().all() for p in module)
+    grads = give_gradients(module, 1e19)
+    updates, _ = (
+        transform.update(grads, transform.init(before), before) if not small else ({"p0": torch.zeros(1)}, 0)
+    )
+    assert not updates["p0"].any()
+    half = {"w": torch.full((3,), 300.0, dtype=torch.float16)}
+    assert transform.update(half, transform.init(half), half)[0]["w"].any(), (
+        "its square is taken in single precision"
+    )
+
+
+@pytest.mark.compiles
 def test_an_interrupted_step_leaves_the_state(monkeypatch: pytest.MonkeyPatch) -> None:
     (module, optimizer, _), (other, undisturbed, _) = large(), large()
     for p, q in zip(module, other, strict=True):

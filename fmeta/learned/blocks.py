@@ -117,10 +117,11 @@ class Blockwise:
         over, owner = corrections(real(state.t + 1, params)), self.layout.owner
         about = self.layout.filled, self.place, over
         *moments, part, finite = self.run("first", (p, g, state.mu, state.nu, *about), self.spare)
-        fine = finite.all()
+        total = self._totals(part)
+        fine = finite.all() & total[:, 0].sum().isfinite()
         if not fine:  # known at once on a CPU
             return state, fine
-        plans = self.plan(theta, self._totals(part), state._replace(mu=(), nu=()))
+        plans = self.plan(theta, total, state._replace(mu=(), nu=()))
         film = (plans.film + plans.film.new_tensor([[1.0], [0.0]]))[owner]
         policy = {name: leaf for name, leaf in theta.items() if name.startswith("policy.")}
         seen = p, g, tuple(moments[:-1]), moments[-1]

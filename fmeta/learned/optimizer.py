@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fmeta import tree
 from fmeta.learned.blocks import BLOCK, Blockwise
-from fmeta.learned.rule import LearnedOptimizer
+from fmeta.learned.rule import LearnedOptimizer, usable
 from fmeta.parallel import Unsupported, compiled, compiles_itself
 from fmeta.rates import number
 from fmeta.types import Params
@@ -26,7 +26,8 @@ class Optimizer(torch.optim.Optimizer):
     ``zero_grad``, ``backward``, ``step``, parameter groups, ``state_dict`` and schedulers of torch work as with any
     optimiser; a group's ``lr`` multiplies the steps that were learned (1 by default). All parameters that
     have a gradient are updated together, by one kernel, and share the count of steps; those without keep their
-    state until they have one again. A gradient that is not finite is passed over, and counted in ``skipped``.
+    state until they have one again. A gradient that is not finite, or the square of which is not, is passed over, and
+    counted in ``skipped``.
 
     Args:
         params: parameters, or groups of them.
@@ -68,7 +69,7 @@ class Optimizer(torch.optim.Optimizer):
     def _update(self, theta: Params, grads: Params, state: Any, params: Params, rates: Params) -> Any:
         updates, after = self.rule(theta, self.steps).update(grads, state, params)
         moved = {name: p + rates[name] * updates[name] for name, p in params.items()}
-        return moved, after, tree.all_finite(grads)
+        return moved, after, usable(grads)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

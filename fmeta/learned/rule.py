@@ -90,11 +90,17 @@ def working(make: Callable[[Params], Transform], theta: Params) -> Transform:
     return Transform(init, update)
 
 
+def usable(grads: Tree) -> Tensor:
+    """Whether gradients are finite, and the sum of their squares too."""
+    wide = [g.to(torch.promote_types(g.dtype, torch.float32)) for g in tree.leaves(grads)]
+    return torch.stack([(g * g).sum().to(wide[0].dtype) for g in wide]).sum().isfinite()
+
+
 def guarded(transform: Transform) -> Transform:
-    """The same rule, which passes over a gradient that is not finite: no update, and the state stays."""
+    """The same rule, which passes over a gradient that is not ``usable``: no update, and the state stays."""
 
     def update(grads: Tree, state: Tree, params: Tree) -> tuple[Tree, Tree]:
-        fine = tree.all_finite(grads)
+        fine = usable(grads)
         clean = tree.map(lambda g: torch.where(fine, g, torch.zeros_like(g)), grads)
         updates, after = transform.update(clean, state, params)
         still = tree.map(torch.zeros_like, updates)
