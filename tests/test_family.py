@@ -78,23 +78,27 @@ def test_inner_steps_of_adam_without_momentum(tmp_path: Path, pictures: None) ->
     assert not any("norm" in name for name in adapted)
 
 
-def test_a_folder_of_pictures_is_trained_on(tmp_path: Path) -> None:
-    for c in range(12):
-        (tmp_path / "data" / f"c{c}").mkdir(parents=True)
-        for i in range(5):
+def of_colours(path: Path, classes: int, each: int, steps: int) -> Config[ImagesTask]:
+    """A run on a folder of pictures of one colour each, alike within a class."""
+    for c in range(classes):
+        (path / "data" / f"c{c}").mkdir(parents=True)
+        for i in range(each):
             color = tuple(int(v) for v in torch.randint(20 * c, 20 * c + 16, (3,)))
-            Image.new("RGB", (20, 24), color).save(tmp_path / "data" / f"c{c}" / f"{i}.png")
-    config = RECIPES["images"]()
+            Image.new("RGB", (20, 24), color).save(path / "data" / f"c{c}" / f"{i}.png")
+    config: Any = RECIPES["images"]()
     config = replace(
         config,
-        task=replace(
-            config.task, root=tmp_path / "data", size=16, ways=2, queries=2, channels=4, shares=(0.5, 0.25, 0.25)
-        ),
-        outer=replace(config.outer, outer_steps=3),
+        outer=replace(config.outer, outer_steps=steps),
         report=replace(config.report, val_tasks=4, test_tasks=6, baselines=False),
         machine=replace(config.machine, device="cpu", compile="off"),
-        out=tmp_path / "run",
-    )  # fmt: skip
+        out=path / "run",
+    )
+    shares = (0.5, 0.25, 0.25)
+    return changed(config, root=path / "data", size=16, ways=2, queries=2, channels=4, shares=shares)
+
+
+def test_a_folder_of_pictures_is_trained_on(tmp_path: Path) -> None:
+    config = of_colours(tmp_path, classes=12, each=5, steps=3)
     assert commands.train(config, "fmeta train images") == 0
     built, _ = load_run(tmp_path / "run")
     assert built.family.train(0, 0).support.x.shape == (4, 2, 3, 16, 16)
@@ -110,23 +114,8 @@ def test_a_folder_of_pictures_is_trained_on(tmp_path: Path) -> None:
 
 
 def test_more_classes_than_the_test_split_has_are_adapted_to(tmp_path: Path) -> None:
-    for c in range(8):
-        (tmp_path / "data" / f"c{c}").mkdir(parents=True)
-        for i in range(3):
-            color = tuple(int(v) for v in torch.randint(30 * c, 30 * c + 16, (3,)))
-            Image.new("RGB", (16, 16), color).save(tmp_path / "data" / f"c{c}" / f"{i}.png")
-    config = RECIPES["images"]()
-    config = replace(
-        config,
-        task=replace(
-            config.task, root=tmp_path / "data", size=16, ways=2, queries=2, channels=4, shares=(0.5, 0.25, 0.25)
-        ),
-        inner=replace(config.inner, algorithm="protonet"),
-        outer=replace(config.outer, outer_steps=2),
-        report=replace(config.report, val_tasks=4, test_tasks=6, baselines=False),
-        machine=replace(config.machine, device="cpu", compile="off"),
-        out=tmp_path / "run",
-    )  # fmt: skip
+    config = of_colours(tmp_path, classes=8, each=3, steps=2)
+    config = replace(config, inner=replace(config.inner, algorithm="protonet"))
     assert commands.train(config, "fmeta train images") == 0
     files = sorted((tmp_path / "data").rglob("*.png"))
     learner = load_picture_classifier(tmp_path / "run")
