@@ -138,6 +138,9 @@ def test_what_is_written_into_truth_values() -> None:
     def fn(x: Tensor) -> Any:
         copied = torch.zeros_like(x, dtype=torch.bool)
         copied.copy_(x / 100)
-        return copied, (x > 0).fill_(0.5), (x > 0).masked_fill_(x < 1, 0.5), (x > 0).masked_fill_(x < 1, 0.0)
+        at = x.argmax(2, keepdim=True)
+        scattered = torch.zeros_like(x, dtype=torch.bool).scatter(2, at, 0.5)
+        filled = (x > 0).fill_(0.5), (x > 0).masked_fill_(x < 1, 0.5), (x > 0).masked_fill_(x < 1, 0.0)
+        return copied, scattered, *filled
 
     check(fn, numbers(3, 4, 5), axes=(0,))

@@ -24,15 +24,16 @@ from fmeta.parallel.native.pointwise import RULES as CODES
 
 
 def cast(code: str, values: list[Any], dtype: torch.dtype, only: list[int] | None = None) -> str:
-    """Code with operands cast to the type of the computation."""
-    name = "int" if dtype == torch.bool else NAMES[dtype]
+    """Code with operands cast to the type of the computation; a half is true."""
 
     def one(match: re.Match[str]) -> str:
         i = int(match[1])
         if only is not None and i not in only:
             return match[0]
         v = values[i]
-        return match[0] if isinstance(v, View) and v.dtype == dtype else f"(({name}){match[0]})"
+        if isinstance(v, View) and v.dtype == dtype:
+            return match[0]
+        return f"({match[0]} != 0)" if dtype == torch.bool else f"(({NAMES[dtype]}){match[0]})"
 
     return re.sub(r"\{(\d+)\}", one, code)
 

@@ -150,8 +150,6 @@ def embedding_gradient(low: Lowering, op: Op) -> Value:
 
 PLAIN = (("alpha", 1), ("non_blocking", False))
 """Options that change nothing."""
-TRUE = {"copy": "({1} != 0)", "fill": "({1} != 0)", "masked_fill": "({1} ? {2} != 0 : {0})"}
-"""What is written into truth values."""
 
 
 def in_place(low: Lowering, op: Op) -> Value:
@@ -180,8 +178,6 @@ def in_place(low: Lowering, op: Op) -> Value:
     if scope != value.buffer.scope or level > value.buffer.level:
         raise Unsupported("a shared tensor written to by tasks")
     code = cast(codes[name], operands, value.dtype)
-    if value.dtype == torch.bool and name in TRUE:
-        code = TRUE[name]  # of the numbers as they are: half is true
     low.statements.append(Map(value, value.shape, code, operands, fresh=False))
     value.buffer.changed += 1
     return value

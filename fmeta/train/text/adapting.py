@@ -25,6 +25,7 @@ from torch import Tensor
 
 from fmeta import tree
 from fmeta.adapt import run
+from fmeta.data.lines import csv_lines
 from fmeta.data.text import read_texts
 from fmeta.data.tokens import tokenise, trim
 from fmeta.train import checkpoint, folder
@@ -224,12 +225,9 @@ def said_accuracy(names: Sequence[str], found: Tensor, labels: Sequence[str]) ->
 
 def read_query(query: Path, text: str, label: str) -> list[tuple[str, ...]]:
     """The sentences of a csv, with their labels where it has such a column."""
-    try:
-        with query.open(newline="", encoding="utf-8-sig") as file:
-            head = [name.strip() for name in next(csv.reader(file), [])]
-    except (OSError, UnicodeDecodeError):
-        head = []  # what is wrong is said below
-    return read_texts(query, (text, label) if label in head else (text,), CALL, may_be_empty=(label,))
+    head = next(csv_lines(query, CALL), (0, []))[1] if query.is_file() else []
+    labelled = label in map(str.strip, head)
+    return read_texts(query, (text, label) if labelled else (text,), CALL, may_be_empty=(label,))
 
 
 def write_predictions(
