@@ -14,11 +14,9 @@ from typing import Any
 import torch
 
 from fmeta import learned
-from fmeta.train import folder
 from fmeta.train.evaluate import TEST_SEED, estimate
-from fmeta.train.learning.recipe import weights
+from fmeta.train.learning.recipe import finished, weights
 from fmeta.train.learning.report import scored, tests_of
-from fmeta.train.learning.setup import build
 
 
 def main() -> None:
@@ -28,7 +26,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    built = {run.name: build(folder.read_config(run)) for run in options.runs}
+    built = {run.name: finished(run) for run in options.runs}
     thetas = {run.name: weights(run, built[run.name], "best") for run in options.runs}
     first = built[options.runs[0].name]
     record: dict[str, Any] = {"trainings": options.trainings, "tests": {}}

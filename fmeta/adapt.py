@@ -150,8 +150,8 @@ def check_loop(call: str, loss_fn: Any, inner: Any, steps: Any, adjoint: Any, ba
         )
     if not isinstance(inner, Transform):
         raise TypeError(
-            f"{call}: inner must be a Transform, got {type(inner).__name__}. Use fmeta.sgd(lr) or another "
-            "of fmeta.optim."
+            f"{call}: inner must be a Transform, got {type(inner).__name__}. Use fmeta.sgd(lr), another "
+            "of fmeta.optim, or a learned optimiser that was called: loaded(steps=5)."
         )
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
         raise ValueError(

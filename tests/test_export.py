@@ -505,6 +505,10 @@ def test_head_alone_adapts_on_features(data: Path, tmp_path: Path) -> None:
     assert turned.family.pooled(0, 0).query.x.shape == (1, 2 * 3 * 4, 64)
     same = [e.family.test(0, 0).support for e in (built, turned)]
     assert_trees_equal(*same)
+    moved = build(images(data, tmp_path / "run", learns="head", augment=("crop", "flip")))
+    once, again = (moved.family.train(0, 0).support.x for _ in range(2))
+    assert torch.equal(once, again) and not torch.equal(once, built.family.train(0, 0).support.x)
+    assert_trees_equal(moved.family.test(0, 0).support, same[0])
     built = build(images(data, tmp_path / "run", learns="all"))
     assert built.family.train(0, 0).support.x.shape == (2, 6, 3, 16, 16)
     built = build(images(data, tmp_path / "run", learns="layer3.1,layer3.2"))

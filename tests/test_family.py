@@ -13,7 +13,7 @@ from PIL import Image
 from tiny_runs import random_pictures, tiny_few_shot
 
 import fmeta
-from fmeta.train import commands, family
+from fmeta.train import cli, commands, family, folder
 from fmeta.train.config import Config
 from fmeta.train.experiment import build
 from fmeta.train.folder import load_run
@@ -47,6 +47,34 @@ def test_more_classes_in_training_need_a_head_that_is_made(tmp_path: Path, pictu
     with pytest.raises(ValueError, match="train: --train-ways may differ from --ways for protonet"):
         build(changed(tiny_few_shot(tmp_path, "maml"), train_ways=6))
     assert build(changed(tiny_few_shot(tmp_path, "maml"), train_ways=3)).family.train_outputs == 3
+
+
+@pytest.mark.parametrize("labels", ["given", "umtra", "cactus"])
+def test_training_pictures_are_changed_and_no_others(tmp_path: Path, pictures: None, labels: str) -> None:
+    unlabelled = {"unlabelled": labels, "clusters": 8, "embedding_steps": 0} if labels != "given" else {}
+    config = changed(
+        tiny_few_shot(tmp_path / "run", "protonet"), rotations=False, labels=labels == "given", **unlabelled
+    )
+    plain, moved, flipped = (
+        build(changed(config, augment=names)).family for names in ((), ("crop",), ("flip",))
+    )
+    assert_trees_equal(plain.test(0, 0), moved.test(0, 0))
+    assert_trees_equal(plain.val(0, 0), moved.val(0, 0))
+    one, other, mirrored = (f.train(3, 4).query for f in (plain, moved, flipped))
+    assert one.x.shape == other.x.shape and not torch.equal(one.x, other.x)
+    pool = family.load_pools(config.task).train.x
+    either = {bytes(x.numpy()) for x in torch.cat([pool, pool.flip(-1)])}
+    assert all(bytes(x.numpy()) in either for x in mirrored.x.flatten(0, 1))
+    assert not torch.equal(plain.pooled(3, 4).query.x, moved.pooled(3, 4).query.x)
+    assert torch.equal(plain.pooled(3, 4).query.y, moved.pooled(3, 4).query.y)
+
+
+def test_augmentation_is_kept_in_a_run(tmp_path: Path, pictures: None) -> None:
+    config = changed(tiny_few_shot(tmp_path / "run", "protonet"), augment=("affine", "flip"))
+    assert commands.train(config, "fmeta train glyphs") == 0
+    assert folder.read_config(tmp_path / "run").task.augment == ("affine", "flip")
+    asked = cli.parse("train omniglot --augment crop jitter --ways 3".split())
+    assert asked.config.task.augment == ("crop", "jitter")
 
 
 @pytest.mark.parametrize(

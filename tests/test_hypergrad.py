@@ -195,3 +195,31 @@ def test_functions_and_hyperparameters_are_checked() -> None:
         TypeError, match=r"^hypergrad: hyper must hold floating-point tensors, got torch.int64 at"
     ):
         found({"w": torch.ones(2)}, torch.tensor(3), fmeta.Task(draw(3), draw(3)))
+    with pytest.raises(ValueError, match=r"^hypergrad: hyper must hold tensors, got none"):
+        found({"w": torch.ones(2)}, {}, fmeta.Task(draw(3), draw(3)))
+
+
+@pytest.mark.parametrize("method", ["unroll", "forward", "implicit"])
+@pytest.mark.parametrize("order", [("scale", "decay"), ("decay", "scale")])
+def test_hyperparameters_of_two_types_that_require_gradients(method: Any, order: tuple[str, str]) -> None:
+    """Each gets a gradient of its own type, without a graph behind it."""
+    fit = lambda w, b: ((b.x @ w["w"] - b.y) ** 2).mean()  # noqa: E731
+    inner_loss = lambda w, h, b: fit(w, b) * h["scale"] + h["decay"] * (w["w"] ** 2).sum()  # noqa: E731
+    given = {
+        "scale": torch.tensor(0.5, requires_grad=True),
+        "decay": torch.tensor(0.1, dtype=torch.float64, requires_grad=True),
+    }
+    found = fmeta.hypergrad(
+        inner_loss, lambda w, h, b: fit(w, b), fmeta.sgd(0.1), steps=4, method=method, plan=EAGER
+    )
+    at = lambda h: found({"w": torch.zeros(3, 1, dtype=torch.float64)}, h, data)[0]  # noqa: E731
+    data = fmeta.Task(draw(6), draw(5))
+    mixed = at({name: given[name] for name in order})
+    assert {n: (g.dtype, g.requires_grad) for n, g in mixed.items()} == {
+        n: (given[n].dtype, False) for n in given
+    }
+    assert_trees_close(tree_double(mixed), at(tree_double(given)), 1e-6)
+
+
+def tree_double(found: Any) -> Any:
+    return {name: leaf.detach().double() for name, leaf in sorted(found.items())}

@@ -17,6 +17,7 @@ from torch import nn
 import fmeta
 from fmeta import learned
 from fmeta.learned import problems
+from fmeta.learned.rule import time_features
 from fmeta.parallel import Unsupported
 
 RULES: dict[str, learned.LearnedOptimizer] = {
@@ -219,8 +220,13 @@ def test_what_the_rules_refuse() -> None:
         learned.meta_transformer(width=16)(rule.init(0) | {})
     with pytest.raises(ValueError, match=r"^meta_transformer: theta must have .* got list"):
         rule([])  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"^meta_transformer: steps must be at least 1, got 0"):
-        rule(rule.init(0), steps=0)
+    for steps in (0, float("nan"), float("inf"), "x"):
+        with pytest.raises(
+            ValueError, match=rf"^meta_transformer: steps must be a number from 1, got {steps!r}"
+        ):
+            rule(rule.init(0), steps=steps)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^maml: inner must be a Transform, got Loaded.*loaded\(steps=5\)"):
+        fmeta.maml(lambda p, b: p, inner=learned.Loaded(rule, rule.init(0)), steps=1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^meta_transformer: width must be a multiple of heads"):
         learned.meta_transformer(width=30)
     with pytest.raises(ValueError, match=r"^meta_transformer: knowledge or policy must be true"):
@@ -479,7 +485,7 @@ def test_blocks_come_and_go_with_the_parameters() -> None:
     optimizer.step()
     assert optimizer.blocks is None
     assert_trees_equal(values(module), before)
-    small = nn.ParameterList([torch.randn(8, 8) for _ in range(20)])
+    small = nn.ParameterList([torch.randn(8, 8) for _ in range(10)])
     face = learned.Optimizer(small, optimizer.rule, optimizer.theta)
     give_gradients(small)
     face.step()
@@ -577,6 +583,7 @@ def test_the_face_with_groups_frozen_parameters_and_bad_gradients() -> None:
         (lambda: learned.lstm(layers=1.5), "lstm: layers must be a positive int, got 1.5"),  # type: ignore[arg-type]
         (lambda: learned.lstm(scale=0.0), "lstm: scale must be above 0"),
         (lambda: learned.schedule(lr=0.0), "schedule: lr must be above 0"),
+        (lambda: learned.schedule(longest=0), "schedule: longest must be a positive int, got 0"),
         (lambda: learned.schedule(width=30), "schedule: width must be a multiple of heads, got 30 and 4"),
         (lambda: learned.meta_transformer(heads=0), "meta_transformer: heads must be a positive int, got 0"),
         (lambda: learned.text(width=15), "learned.text: width must be even, for two heads, got 15"),
@@ -593,11 +600,81 @@ def test_rates_of_the_face_are_checked_in_every_group() -> None:
     p, q = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
     with pytest.raises(ValueError, match=r"^learned.Optimizer: lr must be in \[0, inf\), got nan"):
         loaded.optimizer([p], lr=float("nan"))
+    for lr, kind in (("a", "str"), (None, "NoneType")):
+        with pytest.raises(TypeError, match=rf"^learned.Optimizer: lr must be a number, got {kind}"):
+            loaded.optimizer([p], lr=lr)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^learned.Optimizer: parameters must be real, got complex ones"):
+        loaded.optimizer([nn.Parameter(torch.zeros(2, dtype=torch.complex64))])
     with pytest.raises(ValueError, match=r"^learned.Optimizer: lr must be in \[0, inf\), got -0.5"):
         loaded.optimizer([{"params": [p]}, {"params": [q], "lr": -0.5}])
     optimizer = loaded.optimizer([p], lr=torch.tensor(1.0))
     with pytest.raises(ValueError, match=r"^learned.Optimizer: lr must be in \[0, inf\), got -1"):
         optimizer.add_param_group({"params": [q], "lr": -1.0})
+
+
+@pytest.mark.parametrize("damaged", [None, {}, {"rule": "schedule"}, 3])
+def test_a_damaged_state_dict_is_refused(damaged: Any) -> None:
+    optimizer = learned.Loaded(RULES["schedule"], RULES["schedule"].init(0)).optimizer(
+        [nn.Parameter(torch.ones(2))]
+    )
+    saved = optimizer.state_dict() | {"learned": damaged}
+    with pytest.raises(ValueError, match=r"^learned.Optimizer: the state dict must be one of schedule"):
+        optimizer.load_state_dict(saved)
+
+
+def test_a_clock_goes_slower_on_longer_trainings_than_it_learned_on() -> None:
+    """At three times the steps it reads a third of the time; without a length it stops at the longest."""
+    t = torch.arange(1, 601, dtype=torch.float64)
+    read = torch.vmap(time_features, in_dims=(0, None, None))
+    short, long = read(t[:200], 200, 200), read(t, 600, 200)
+    assert_trees_equal(read(t[:200], 200, None), short)
+    assert_trees_close(long[2::3], short, 1e-12)
+    assert_trees_close(read(t[:50], torch.tensor(50), 200), read(t[:50], 50, None), 0.0)
+    assert_trees_equal(read(t, None, 200)[199:, :-3], short[-1:, :-3].expand(401, -1))
+    assert not torch.equal(read(t, None, None)[-1], read(t, None, 200)[-1])
+
+
+@pytest.mark.compiles
+@pytest.mark.parametrize("name", ["meta_transformer", "schedule"])
+def test_the_longest_training_is_a_setting(tmp_path: Path, name: str) -> None:
+    make = getattr(learned, name)
+    rules = make(lr=0.01), make(lr=0.01, longest=20)
+    theta = {k: v + 0.3 * torch.randn_like(v) for k, v in rules[0].init(0).items()}
+    params = as_float(some_params())
+    assert "longest" not in rules[0].settings, "files of earlier versions have none"
+    assert_trees_equal(*[walk(rule(theta, 20), params) for rule in rules])
+    far = [walk(rule(theta, 60), params, 30) for rule in rules]
+    assert (far[0]["a"] - far[1]["a"]).abs().max() > 1e-4
+    learned.save(tmp_path / "optimizer.safetensors", rules[1], theta)
+    loaded = learned.load(tmp_path)
+    assert loaded.rule.settings["longest"] == 20
+    assert_trees_equal(walk(loaded(60), params, 30), far[1])
+
+
+@pytest.mark.compiles
+def test_many_small_tensors_go_by_blocks() -> None:
+    """A kernel that names each of them would take a minute to build."""
+    torch.set_num_threads(1)
+    module = nn.ParameterList([torch.randn(2, 1 + i % 5) for i in range(20)])
+    rule = learned.meta_transformer(lr=0.01, width=8, longest=10)
+    theta = {k: v + 0.2 * torch.randn_like(v) for k, v in rule.init(0).items()}
+    optimizer, transform = learned.Optimizer(module, rule, theta, steps=30), rule(theta, 30)
+    params, state = values(module), transform.init(values(module))
+    for k in range(3):
+        updates, state = transform.update(give_gradients(module, 10.0**k), state, params)
+        optimizer.step()
+        params = {name: p + updates[name] for name, p in params.items()}
+        assert_trees_close(values(module), params, 1e-6)
+    assert optimizer.blocks is not None
+
+
+@pytest.mark.parametrize("name", LIKE_ADAM)
+def test_large_gradients_are_read_as_small_ones(name: str) -> None:
+    """The square of their mean square is no number in single precision; what is read of it is a cosine."""
+    theta = {k: v.float() for k, v in weights(name, 0.1).items()}
+    params = as_float(some_params())
+    usual, large = (walk(RULES[name](theta, 20), params, 3, scale) for scale in (1e6, 1e13))
+    assert_trees_close(usual, large, 1e-3)
 
 
 def test_a_rule_of_ones_own_is_not_saved(tmp_path: Path) -> None:

@@ -34,13 +34,13 @@ def test_pooled_points_are_all_points_of_the_same_tasks() -> None:
 
 def test_pooled_pictures_have_the_labels_of_their_classes(pictures: None) -> None:
     pool = family.load_pools(FewShotTask()).train
-    batch = family.pooled_pictures(pool, 50, rotations=True)(3, 4).query
+    batch = family.pooled_pictures(pool, 50, FewShotTask())(3, 4).query
     assert batch.x.shape == (1, 50, 1, 16, 16)
     for x, y in zip(batch.x[0], batch.y[0].tolist(), strict=True):
         upright = x.rot90(-(y % 4), (-2, -1))
         row = (pool.x == upright).flatten(1).all(1).nonzero()
         assert pool.y[row].item() == y // 4
-    plain = family.pooled_pictures(pool, 50, rotations=False)(3, 4).query
+    plain = family.pooled_pictures(pool, 50, FewShotTask(rotations=False))(3, 4).query
     assert plain.y.max() < len(pool.names)
 
 

@@ -73,7 +73,8 @@ def hypergrad(
         scale: what the Hessian is multiplied by before the solver sees it; Neumann's series needs eigenvalues below 2
             then, so that a learning rate is a good choice. Conjugate gradients do not care.
         adjoint: of ``"unroll"``: ``fmeta.truncated(k)``, say.
-        batches: ``"per_step"``: support leaves are ``[steps, ...]``, a batch a step; not for ``"implicit"``.
+        batches: ``"per_step"``: support leaves are ``[n, ...]``, a batch a step, from the first again after n; not for
+            ``"implicit"``.
         plan: ``compile`` is read by ``"unroll"`` and ``"forward"``, ``remat`` by ``"unroll"``.
 
     Returns:
@@ -128,7 +129,7 @@ def hypergrad(
 
     def call(params: Params, hyper: Tree, data: Task) -> tuple[Tree, Metrics]:
         check_floating("hypergrad", "hyper", hyper)
-        return found(params, hyper, data)
+        return found(tree.detach(params), tree.detach(hyper), data)
 
     return call
 
@@ -145,12 +146,7 @@ def check_functions(inner_loss: Any, outer_loss: Any, inner: Any) -> None:
 
 def scalar(loss: Loss) -> Loss:
     """The loss alone."""
-
-    def call(params: Params, hyper: Tree, batch: Batch) -> Tensor:
-        found = loss(params, hyper, batch)
-        return found[0] if isinstance(found, tuple) else found
-
-    return call
+    return lambda *given: found[0] if isinstance(found := loss(*given), tuple) else found
 
 
 def loop_of(level: Bilevel, adjoint: Adjoint) -> InnerLoop:
@@ -206,11 +202,14 @@ def by_forward_mode(level: Bilevel, plan: Plan) -> Callable[..., tuple[Tree, Met
         d_params, d_hyper, loss = slope_of(level, trained, hyper, data.query)
         pairs = zip(tree.leaves(slopes[0]), tree.leaves(d_params), strict=True)
         along = sum(
-            (s[0].reshape(len(s[0]), -1) @ d.reshape(-1) for s, d in pairs), torch.zeros((), device=t.device)
+            (s[0].reshape(len(s[0]), -1).to(d.dtype) @ d.reshape(-1) for s, d in pairs),
+            torch.zeros((), device=t.device),
         )
         leaves, spec = tree.flatten(hyper)
         parts = along.split([leaf.numel() for leaf in leaves])
-        through = tree.unflatten([p.reshape(x.shape) for p, x in zip(parts, leaves, strict=True)], spec)
+        through = tree.unflatten(
+            [p.reshape(x.shape).to(x.dtype) for p, x in zip(parts, leaves, strict=True)], spec
+        )
         return finished(tree.add(d_hyper, through), loss)
 
     return call

@@ -208,7 +208,11 @@ def check_truncation(call: str, truncation: Any) -> None:
 
 
 def check_floating(call: str, name: str, found: Tree) -> None:
-    """Refuse parameters that have no derivative."""
+    """Refuse parameters that have no derivative, and none at all."""
+    if not tree.leaves(found):
+        raise ValueError(
+            f"{call}: {name} must hold tensors, got none. There is nothing to take a gradient to."
+        )
     for path, leaf in tree.paths(found):
         if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
             kind = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__
@@ -223,7 +227,7 @@ def basis(theta: Tree) -> Tree:
     leaves, spec = tree.flatten(theta)
     whole = torch.eye(sum(leaf.numel() for leaf in leaves), dtype=leaves[0].dtype, device=leaves[0].device)
     parts = whole.split([leaf.numel() for leaf in leaves], dim=1)
-    rows = [part.reshape(len(whole), *leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+    rows = [p.reshape(len(whole), *leaf.shape).to(leaf.dtype) for p, leaf in zip(parts, leaves, strict=True)]
     return tree.unflatten(rows, spec)
 
 

@@ -168,7 +168,7 @@ class Blockwise:
         return mu, nu, sums(one), g.isfinite().all()
 
     def _plan(self, theta: Params, total: Tensor, state: Moments) -> Any:
-        return self.rule.plans(theta, total.unbind(), state, self.layout.shapes, self.steps)
+        return self.rule.plans(theta, total, state, self.layout.shapes, self.steps)
 
     @staticmethod
     def _second(

@@ -18,6 +18,8 @@ SQUARES = 0.999
 EPS = 1e-8
 TINY = 1e-12
 """Added to mean squares before a logarithm: sizes below a millionth count as that."""
+LARGE = 1e30
+"""Products of mean squares from here on may overflow in float32."""
 FEATURES = 8
 TOKEN = 12
 
@@ -77,9 +79,11 @@ def sums(one: Seen) -> Tensor:
 
 
 def scales(mean: Tensor) -> Tensor:
-    """What ``of_parameters`` reads of a tensor's means, ``[4]``: single numbers, computed outside of its loops."""
-    inverse = torch.rsqrt(mean[[5, 1, 0]] + TINY)
-    return torch.cat([inverse, 1 / (mean[4:5] + TINY)])
+    """What ``of_parameters`` reads of the means of tensors, ``[tensors, 10] -> [tensors, 4]``: single numbers, computed
+    outside of its loops.
+    """
+    inverse = torch.rsqrt(mean[:, [5, 1, 0]] + TINY)
+    return torch.cat([inverse, 1 / (mean[:, 4:5] + TINY)], 1)
 
 
 def progressed(state: Moments, squares: Tensor, numel: int) -> tuple[Tensor, Tensor]:
@@ -102,12 +106,21 @@ def of_parameters(one: Seen, scale: Tensor) -> list[Tensor]:
     return [*by_root, *by_size, level / 4]
 
 
-def of_tensor(mean: Tensor, shape: torch.Size) -> Tensor:
-    """Numbers of one tensor, ``[TOKEN]``: log-sizes, cosines between gradient and momenta, and its shape."""
-    grad, quick, slow, slower, root, weight, step = (0.5 * torch.log(mean[:7] + TINY)).unbind()
+def of_tensors(mean: Tensor, shapes: Sequence[torch.Size]) -> Tensor:
+    """Numbers of each tensor, ``[tensors, TOKEN]``: log-sizes, cosines between gradient and momenta, and its shape.
+
+    All tensors at once, so that a kernel for a hundred of them is no longer than one for two.
+    """
+    grad, quick, slow, slower, root, weight, step = (0.5 * torch.log(mean[:, :7] + TINY)).unbind(1)
     relative = [grad - root, quick - root, slow - root, slower - root, step - weight, weight]
-    cosines = mean[7:] * torch.rsqrt(mean[:3] * mean[1:4] + TINY**2)
+    a, b = mean[:, :3], mean[:, 1:4]
+    near, far = torch.rsqrt(a * b + TINY**2), torch.rsqrt(a + TINY) * torch.rsqrt(b + TINY)
+    cosines = mean[:, 7:] * torch.where(a * b < LARGE, near, far)
+    return torch.cat([torch.stack(relative, 1) / 4, cosines, mean.new_tensor(list(map(sizes, shapes)))], 1)
+
+
+def sizes(shape: torch.Size) -> tuple[float, float, float]:
+    """What a token tells of a shape: dimensions, outputs and inputs."""
     fan_out = shape[0] if shape else 1
-    sizes = (len(shape), math.log(max(fan_out, 1)), math.log(max(shape.numel() // max(fan_out, 1), 1)))
-    shapes = [torch.full_like(grad, size / 4) for size in sizes]
-    return torch.stack([*(x / 4 for x in relative), *cosines.unbind(), *shapes])
+    fan_in = shape.numel() // max(fan_out, 1)
+    return len(shape) / 4, math.log(max(fan_out, 1)) / 4, math.log(max(fan_in, 1)) / 4

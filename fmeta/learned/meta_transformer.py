@@ -8,7 +8,7 @@ a log-magnitude ``m`` for each single parameter.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from fmeta.learned.features import (
     averaged,
     corrections,
     of_parameters,
-    of_tensor,
+    of_tensors,
     progressed,
     scales,
     seen,
@@ -58,6 +58,7 @@ def meta_transformer(
     hidden: int = 8,
     knowledge: bool = True,
     policy: bool = True,
+    longest: int | None = None,
 ) -> LearnedOptimizer:
     """A learned optimiser made of a transformer (knowledge) and a policy (decision).
 
@@ -82,6 +83,8 @@ def meta_transformer(
         hidden: width of the policy's two hidden layers.
         knowledge: whether there is a transformer; without, all tensors are treated alike, whatever the time.
         policy: whether there is a policy; without, what is learned is a step size for each tensor.
+        longest: steps of the longest training that it learns on. On a longer one (``steps`` above this) its clock goes
+            slower by as much, so that it never reads a time that it has not seen; None reads the time as it is.
 
     Returns:
         A ``LearnedOptimizer``: ``rule(theta, steps=n)`` is a ``Transform``.
@@ -103,17 +106,24 @@ def meta_transformer(
         arXiv 2501.12670). The sum is our own: Adam's direction as the start, learned corrections beside it.
         The update has no loss to read, so the transformer is told of progress by the size of gradients.
     """
-    settings = dict(lr=lr, width=width, layers=layers, heads=heads, hidden=hidden)
-    settings |= dict(knowledge=knowledge, policy=policy)
-    check_settings("meta_transformer", lr, width=width, layers=layers, heads=heads, hidden=hidden)
+    settings: dict[str, Any] = dict(lr=lr, width=width, layers=layers, heads=heads, hidden=hidden)
+    settings |= dict(knowledge=knowledge, policy=policy) | told(longest)
+    check_settings(
+        "meta_transformer", lr, width=width, layers=layers, heads=heads, hidden=hidden, **told(longest)
+    )
     if not (knowledge or policy):
         raise ValueError(
             "meta_transformer: knowledge or policy must be true, got neither. fmeta.adam has neither."
         )
-    parts = Parts(lr, width, layers, heads, hidden, knowledge, policy)
+    parts = Parts(lr, width, layers, heads, hidden, knowledge, policy, longest)
     return learned_optimizer(
         "meta_transformer", settings, parts.draw, parts.make, parts.blocks if policy else None
     )
+
+
+def told(longest: int | None) -> dict[str, int]:
+    """The setting, where it is given: files and states from before there was one have none."""
+    return {} if longest is None else {"longest": longest}
 
 
 def check_settings(call: str, lr: float, **sizes: int) -> None:
@@ -137,6 +147,7 @@ class Parts(NamedTuple):
     hidden: int
     knowledge: bool
     policy: bool
+    longest: int | None = None
 
     def draw(self, seed: int) -> Params:
         """First weights: what leaves a network is zero."""
@@ -168,19 +179,18 @@ class Parts(NamedTuple):
     def plans(
         self,
         theta: Params,
-        total: Sequence[Tensor],
+        total: Tensor,
         state: Moments,
         shapes: Sequence[torch.Size],
         steps: Tensor | float | None,
     ) -> Plans:
-        """From the ``sums`` of all tensors, and the state before, to what is done with each."""
-        mean = torch.stack([s / max(shape.numel(), 1) for s, shape in zip(total, shapes, strict=True)])
-        squares = torch.stack([s[0] for s in total]).sum()
-        progress, first = progressed(state, squares, sum(shape.numel() for shape in shapes))
-        tokens = torch.stack([of_tensor(m, shape) for m, shape in zip(mean.unbind(), shapes, strict=True)])
-        time = time_features((state.t + 1).to(mean.dtype), steps)
-        scale = torch.stack(list(map(scales, mean.unbind())))
-        return Plans(*self.knows(theta, tokens, torch.cat([time, progress])), scale, progress, first)
+        """From the ``sums`` of all tensors, ``[tensors, 10]``, and the state before, to what is done with each."""
+        numel = [shape.numel() for shape in shapes]
+        mean = total / total.new_tensor(numel).clamp(min=1)[:, None]
+        progress, first = progressed(state, total[:, 0].sum(), sum(numel))
+        time = time_features((state.t + 1).to(mean.dtype), steps, self.longest)
+        known = self.knows(theta, of_tensors(mean, shapes), torch.cat([time, progress]))
+        return Plans(*known, scales(mean), progress, first)
 
     @staticmethod
     def decides(theta: Params, seen: Sequence[Tensor], film: Tensor) -> Tensor:
@@ -206,7 +216,9 @@ class Parts(NamedTuple):
                 seen(p, g, mu, nu, over, root)
                 for p, g, (mu, nu) in zip(leaves[0], leaves[1], after, strict=True)
             ]
-            plans = self.plans(theta, list(map(sums, now)), state, [p.shape for p in leaves[0]], steps)
+            plans = self.plans(
+                theta, torch.stack(list(map(sums, now))), state, [p.shape for p in leaves[0]], steps
+            )
             moves = []
             for one, log_step, film, scale in zip(now, *(part.unbind() for part in plans[:3]), strict=True):
                 move = one.adam

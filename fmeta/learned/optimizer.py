@@ -17,7 +17,8 @@ from fmeta.rates import number
 from fmeta.types import Params
 
 LEAST = 16
-"""Blocks from which on the parameters go by blocks."""
+"""Blocks from which on the parameters go by blocks, for speed; and tensors, since a kernel of each takes long to build:
+48 small ones 34 s, where by blocks any number takes as long as one."""
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -62,9 +63,15 @@ class Optimizer(torch.optim.Optimizer):
         self.kernel = compiled("learned optimizer", self._update)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch's; refuses an ``lr`` that is below 0 or not finite."""
-        number("learned.Optimizer", "lr", float(param_group.get("lr", self.defaults["lr"])))
+        """As torch's; refuses an ``lr`` that is below 0 or not finite, and complex parameters."""
+        lr = param_group.get("lr", self.defaults["lr"])
+        number("learned.Optimizer", "lr", float(lr) if isinstance(lr, Tensor) else lr)
         super().add_param_group(param_group)
+        if any(p.is_complex() for p in self.param_groups[-1]["params"]):
+            self.param_groups.pop()
+            raise TypeError(
+                "learned.Optimizer: parameters must be real, got complex ones. Train torch.view_as_real of them."
+            )
 
     def _update(self, theta: Params, grads: Params, state: Any, params: Params, rates: Params) -> Any:
         updates, after = self.rule(theta, self.steps).update(grads, state, params)
@@ -145,7 +152,7 @@ class Optimizer(torch.optim.Optimizer):
         """The update by blocks, where the rule has one and the parameters are many enough to gain by it."""
         plain = all(p.dtype == torch.float32 and compiles_itself(p.device) for p in params.values())
         total = sum(p.numel() for p in params.values())
-        many = total >= BLOCK * max(LEAST, torch.get_num_threads(), len(params))
+        many = len(params) >= LEAST or total >= BLOCK * max(LEAST, torch.get_num_threads())
         if self.rule.blocks is None or not (plain and many):
             return None
         return self.rule.blocks([p.shape for p in params.values()], self.steps)
@@ -177,7 +184,9 @@ class Optimizer(torch.optim.Optimizer):
         Raises:
             ValueError: for that of another optimiser, or of parameters of other shapes.
         """
-        own = state_dict.get("learned", {"rule": "another optimiser", "settings": {}})
+        own = state_dict.get("learned")
+        if not isinstance(own, dict) or not {"rule", "settings", "state", "skipped"} <= set(own):
+            own = {"rule": "another optimiser", "settings": {}}
         if (own["rule"], own["settings"]) != (self.rule.name, self.rule.settings):
             raise ValueError(
                 f"learned.Optimizer: the state dict must be one of {self.rule.name} with {self.rule.settings}, got one "

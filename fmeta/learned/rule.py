@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -43,10 +44,16 @@ class LearnedOptimizer(NamedTuple):
                 f"{self.name}: theta must have the names and shapes that init returns, got {found}. Weights of another "
                 "architecture do not fit; make the optimiser with the settings it was trained with."
             )
-        if isinstance(steps, (int, float)) and steps < 1:
-            raise ValueError(f"{self.name}: steps must be at least 1, got {steps}. Leave it out if unknown.")
+        check_steps(self.name, steps)
         make = lambda root: lambda weights: self.make(weights, steps, root)  # noqa: E731
         return rooted(lambda root: guarded(working(make(root), theta)), self.name, None)
+
+
+def check_steps(call: str, steps: Any) -> None:
+    """Refuse a length that no training has; a tensor's is not read."""
+    known = isinstance(steps, (int, float)) and 1 <= steps < math.inf
+    if not (known or steps is None or isinstance(steps, Tensor)):
+        raise ValueError(f"{call}: steps must be a number from 1, got {steps!r}. Leave it out if unknown.")
 
 
 def difference(theta: Any, shapes: dict[str, torch.Size]) -> str:
@@ -109,14 +116,18 @@ def guarded(transform: Transform) -> Transform:
     return Transform(transform.init, update)
 
 
-def time_features(t: Tensor, steps: Tensor | float | None) -> Tensor:
+def time_features(t: Tensor, steps: Tensor | float | None, longest: int | None = None) -> Tensor:
     """Where training stands, ``[len(TIMESCALES) + 3]``: ``tanh(t / scale - 1)``, and the part that is over.
 
-    Without ``steps`` training is always at its beginning.
+    Without ``steps`` training is always at its beginning. The clock of a training above ``longest`` steps goes slower,
+    so that it never shows a time above that.
     """
     scales = torch.tensor(TIMESCALES, dtype=t.dtype, device=t.device)
     part = torch.zeros_like(t) if steps is None else (t / steps).clamp(0, 1).to(t.dtype)
     known = torch.zeros_like(t) if steps is None else torch.ones_like(t)
+    if longest is not None:
+        rate = torch.ones_like(t) if steps is None else (longest * torch.ones_like(t) / steps).clamp(max=1)
+        t = (t * rate).clamp(max=longest)
     return torch.cat([torch.tanh(t / scales - 1), torch.stack([part, part * part, known])])
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from fmeta.learned.meta_transformer import check_settings, meta_transformer
+from typing import Any
+
+from fmeta.learned.meta_transformer import check_settings, meta_transformer, told
 from fmeta.learned.rule import LearnedOptimizer
 
 
-def schedule(*, lr: float = 1e-3, width: int = 32, layers: int = 2, heads: int = 4) -> LearnedOptimizer:
+def schedule(
+    *, lr: float = 1e-3, width: int = 32, layers: int = 2, heads: int = 4, longest: int | None = None
+) -> LearnedOptimizer:
     """Adam whose step size a transformer sets, for each parameter tensor and step.
 
     ``params -= lr * exp(s) * (adam direction)``: the ablation of ``meta_transformer`` without its policy, and a learned
@@ -18,8 +22,7 @@ def schedule(*, lr: float = 1e-3, width: int = 32, layers: int = 2, heads: int =
         >>> sorted(rule.init(0))[:2]
         ['global.bias', 'global.weight']
     """
-    check_settings("schedule", lr, width=width, layers=layers, heads=heads)
-    rule = meta_transformer(lr=lr, width=width, layers=layers, heads=heads, policy=False)
-    return rule._replace(
-        name="schedule", settings={"lr": lr, "width": width, "layers": layers, "heads": heads}
-    )
+    settings: dict[str, Any] = dict(lr=lr, width=width, layers=layers, heads=heads, **told(longest))
+    check_settings("schedule", **settings)
+    rule = meta_transformer(**settings, policy=False)
+    return rule._replace(name="schedule", settings=settings)

@@ -13,7 +13,7 @@ import fmeta.data
 import fmeta.embeddings
 import fmeta.tasks
 from fmeta.data.pool import Pool, Pools
-from fmeta.data.warp import quarter_turns
+from fmeta.tasks.augment import gathered, parse
 from fmeta.tasks.seeding import generator
 from fmeta.train.config import Config, SinusoidTask
 from fmeta.train.later import later
@@ -123,10 +123,10 @@ def few_shot_family(task: FewShotTask, tasks: int, device: torch.device) -> Fami
 
     def train() -> Sampler:
         if task.labels:
-            turned = "rotations" if task.rotations else None
-            return fmeta.tasks.few_shot(pools.train, **sizes, augment=turned)
+            turned = ["rotations"] if task.rotations else []
+            return fmeta.tasks.few_shot(pools.train, **sizes, augment=[*turned, *task.augment])
         if task.unlabelled == "umtra":
-            return fmeta.tasks.umtra(pools.train, **sizes, augment="affine")
+            return fmeta.tasks.umtra(pools.train, **sizes, augment=task.augment or "affine")
         return clustered(task, pools.train, sizes)
 
     picture = pools.train.x.shape[1:]
@@ -140,7 +140,7 @@ def few_shot_family(task: FewShotTask, tasks: int, device: torch.device) -> Fami
         train=behind(later(train, "training")),
         val=later(lambda: fmeta.tasks.few_shot(pools.val, **held), "validation"),
         test=later(lambda: fmeta.tasks.few_shot(pools.test, **held)),
-        pooled=behind(pooled_pictures(pools.train, tasks * ways * (shots + queries), task.rotations)),
+        pooled=behind(pooled_pictures(pools.train, tasks * ways * (shots + queries), task)),
         pooled_outputs=len(pools.train.names) * (4 if task.rotations else 1),
         shown=later(lambda: fmeta.tasks.few_shot(pictures.test, **held)) if model else None,
         pretrained=pretrained,
@@ -158,7 +158,7 @@ def clustered(task: FewShotTask, pool: Pool, sizes: dict[str, Any]) -> Sampler:
                 embed = fmeta.embeddings.prototransfer(pool, steps=task.embedding_steps)
             least = sizes["shots"] + sizes["queries"]
             (found,) = fmeta.data.cactus(pool, embed, clusters=task.clusters, smallest=least)
-            made.append(fmeta.tasks.few_shot(found, **sizes))
+            made.append(fmeta.tasks.few_shot(found, **sizes, augment=task.augment))
         return made[0](seed, step)
 
     return sample
@@ -212,18 +212,17 @@ def pooled_points(sampler: Sampler) -> Sampler:
     return sample
 
 
-def pooled_pictures(pool: Pool, count: int, rotations: bool) -> Sampler:
+def pooled_pictures(pool: Pool, count: int, task: FewShotTask) -> Sampler:
     """One task of ``count`` pictures of all training classes with labels; a turned class is another one."""
-    turns = 4 if rotations else 1
+    _, changes = parse("train", task.augment)
 
     def sample(seed: int, step: int) -> Task:
         random = generator(seed, step)
         rows = torch.randint(len(pool.y), (count,), generator=random)
-        turn = torch.randint(turns, (count,), generator=random)
-        place = rows.to(pool.x.device)
-        x, y = pool.x[place], pool.y[place] * turns + turn.to(pool.x.device)
-        x = quarter_turns(x, turn) if rotations else x
-        x = x.float() / 255 if x.dtype == torch.uint8 else x
+        turn = torch.randint(4, (count,), generator=random) if task.rotations else None
+        x = gathered("train", pool, rows, turn, changes, random)
+        y = pool.y[rows.to(pool.y.device)]
+        y = y if turn is None else y * 4 + turn.to(y.device)
         return Task(Batch(x[None, :1], y[None, :1]), Batch(x[None], y[None]))
 
     return sample

@@ -65,8 +65,14 @@ def report(path: Path, command: str, name: str = "best", tasks: int | None = Non
     from fmeta.train.learning.report import report as told
 
     config = folder.read_config(path)
-    experiment = build(config)
+    experiment = finished(path)
     return told(path, experiment, weights(path, experiment, name), command, tasks or config.report.test_tasks)
+
+
+def finished(path: Path) -> Learning:
+    """A run to be tested, with the rule that its file holds: one of an earlier version may lack a setting."""
+    experiment = build(folder.read_config(path))
+    return experiment._replace(rule=learned.load(path).rule) if (path / FILE).exists() else experiment
 
 
 class Drawn(NamedTuple):

@@ -18,13 +18,14 @@ from fmeta.train.learning.config import LearningTask
 from fmeta.train.learning.problems import make_problems, pools_of
 from fmeta.types import Plan
 
-RULES: dict[str, Callable[[float], learned.LearnedOptimizer]] = {
-    "meta_transformer": lambda lr: learned.meta_transformer(lr=lr),
-    "policy": lambda lr: learned.meta_transformer(lr=lr, knowledge=False),
-    "schedule": lambda lr: learned.schedule(lr=lr),
-    "mlp": lambda lr: learned.mlp(lr=lr),
-    "lstm": lambda lr: learned.lstm(lr=lr / 1e-3),
+RULES: dict[str, Callable[[float, int], learned.LearnedOptimizer]] = {
+    "meta_transformer": lambda lr, longest: learned.meta_transformer(lr=lr, longest=longest),
+    "policy": lambda lr, longest: learned.meta_transformer(lr=lr, knowledge=False),
+    "schedule": lambda lr, longest: learned.schedule(lr=lr, longest=longest),
+    "mlp": lambda lr, longest: learned.mlp(lr=lr),
+    "lstm": lambda lr, longest: learned.lstm(lr=lr / 1e-3),
 }
+"""By first rate and longest training; the policy alone reads no clock."""
 
 
 class Learning(NamedTuple):
@@ -71,7 +72,7 @@ def build(config: Config[LearningTask]) -> Learning:
         estimator = fmeta.bptt(truncation) if task.estimator == "bptt" else fmeta.es(task.std)
     return Learning(
         config=config,
-        rule=RULES[task.optimizer](task.start_lr),
+        rule=RULES[task.optimizer](task.start_lr, task.longest),
         pools=pools,
         train=problems[0],
         val=problems[1],

@@ -9,6 +9,8 @@ import tyro
 
 from fmeta.train.config import MaybeColour, MaybeFloat, MaybeInt, MaybePath, MaybeStr
 
+AugmentName = Literal["affine", "crop", "flip", "jitter", "resized_crop"]
+
 
 @dataclass(frozen=True)
 class FewShotTask:
@@ -24,6 +26,10 @@ class FewShotTask:
     """Query pictures of a class in validation and test; as many as queries if not given."""
     rotations: bool = True
     """Count a class turned by 90, 180 and 270 degrees as new classes (in training tasks only)."""
+    augment: tuple[AugmentName, ...] = ()
+    """How every picture of a training task is changed, each by amounts of its own: affine, turned, slanted, stretched
+    and moved a little; crop, moved; flip, mirrored or not; jitter, other colours; resized_crop, a part of it.
+    Several may follow each other. UMTRA's copies are changed by affine if none is given."""
     labels: bool = True
     """Whether training tasks are made from labels; see --unlabelled for how they are made without."""
     unlabelled: Literal["umtra", "cactus"] = "umtra"

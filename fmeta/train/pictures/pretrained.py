@@ -91,7 +91,7 @@ def with_backbone(task: ImagesTask, pools: Pools) -> Prepared:
     if found.trunk is None:
         return Prepared(pools, model, lambda sampler: sampler, checksum)
     trunk = found.trunk.to(pools.train.x.device)
-    if task.rotations or not task.labels:
+    if task.rotations or task.augment or not task.labels:
         held = (fmeta.data.embedded(part, trunk) for part in (pools.val, pools.test))
         through = lambda sampler: fmeta.tasks.through(sampler, trunk)  # noqa: E731
         return Prepared(Pools(pools.train, *held), model, through, checksum)
