@@ -141,6 +141,23 @@ def test_default_weights_come_with_their_colours(monkeypatch: pytest.MonkeyPatch
         fmeta.models.backbone("resnet20", "default")
 
 
+def test_published_inception_networks_see_the_colours_they_were_trained_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Their first layer is preceded by a change of colours, which torchvision turns on with published weights."""
+    published = torchvision.models.googlenet(init_weights=False).state_dict()
+    monkeypatch.setattr(
+        torchvision.models._api, "load_state_dict_from_url", lambda *args, **kwargs: published
+    )
+    wanted = torchvision.models.googlenet(weights="DEFAULT").eval()
+    module = fmeta.models.backbone("googlenet", "default", ways=1000)
+    x = torch.rand(1, 3, 64, 64)
+    seen = torchvision.transforms.functional.normalize(x, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    with torch.no_grad():
+        assert_trees_close([module(x)], [wanted(seen)])
+    assert not fmeta.models.backbone("googlenet").transform_input
+
+
 def test_a_download_that_fails_says_how_to_give_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any, **kwargs: Any) -> Any:
         raise urllib.error.URLError("no route to host")

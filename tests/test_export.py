@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ from fmeta.train.config import Config
 from fmeta.train.experiment import build
 from fmeta.train.folder import load_run
 from fmeta.train.pictures import pretrained
+from fmeta.train.pictures.adapting import load_picture_classifier
 from fmeta.train.pictures.config import ImagesTask
 from fmeta.train.recipes import RECIPES
 from fmeta.train.run import run
@@ -571,8 +573,12 @@ def test_tasks_of_a_run_stop_by_themselves(tmp_path: Path) -> None:
 def test_a_run_learns_new_classes_from_folders(
     data: Path, tmp_path: Path, algorithm: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = images(data, tmp_path / "run", algorithm)
+    shutil.copytree(data, tmp_path / "pictures")
+    config = images(tmp_path / "pictures", tmp_path / "run", algorithm)
     assert commands.train(config, "fmeta train images") == 0
+    meta = fmeta.load(tmp_path / "run").meta
+    shutil.rmtree(tmp_path / "pictures")  # no picture of the training is needed
+    assert_trees_equal(load_picture_classifier(tmp_path / "run").build(3)[1], meta)
     support_folder(data, tmp_path / "few")
     support_folder(data, tmp_path / "new")
     words = ["adapt", str(tmp_path / "run"), "--support", str(tmp_path / "few")]
@@ -618,7 +624,6 @@ def test_only_runs_of_pictures_take_pictures(tmp_path: Path) -> None:
     from tiny_runs import tiny_sinusoid
 
     from fmeta.train import folder as folders
-    from fmeta.train.pictures.adapting import load_picture_classifier
 
     folders.create(tiny_sinusoid(tmp_path / "sine"), "fmeta train sinusoid")
     with pytest.raises(

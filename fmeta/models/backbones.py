@@ -59,7 +59,7 @@ def backbone(
     >>> head_name(model), model(torch.rand(2, 3, 64, 64)).shape
     ('fc', torch.Size([2, 5]))
     """
-    module = architecture(name)
+    module: Any = architecture(name)
     head = head_name(module)
     found = pretrained(name, weights)
     if ways is not None:
@@ -68,6 +68,10 @@ def backbone(
         own = module.state_dict()
         new = [n for layer in head_names(module) for n in unfit(found.tensors, head_tensors(layer, own))]
         module = files.load(module, found.tensors, new=new or None, source=str(weights))
+    if found.published and hasattr(module, "transform_input"):
+        module.transform_input = (
+            True  # as torchvision does: the Inception networks were trained with other colours
+        )
     if ways is None:
         set_submodule(module, head, nn.Identity())
     for part in module.modules():
@@ -82,6 +86,7 @@ class Pretrained(NamedTuple):
     tensors: Mapping[str, Tensor] | None
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
+    published: bool = False
 
 
 def names() -> list[str]:
@@ -170,7 +175,8 @@ def pretrained(name: str, weights: Any) -> Pretrained:
             "another machine and give its path as weights."
         ) from error
     colours = entry.transforms()
-    return Pretrained(tensors, tuple(getattr(colours, "mean", MEAN)), tuple(getattr(colours, "std", STD)))
+    mean, std = (tuple(getattr(colours, name, usual)) for name, usual in (("mean", MEAN), ("std", STD)))
+    return Pretrained(tensors, mean, std, published=True)
 
 
 def published(name: str, weights: Any) -> Any:

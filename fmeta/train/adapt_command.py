@@ -45,7 +45,7 @@ class AdaptCommand:
     checkpoint: Literal["best", "last"] = "best"
     """Which checkpoint: the best on validation tasks, or the last."""
     root: MaybePath = None
-    """Pictures: folder of the run's data set, if it is not where it was in training."""
+    """Pictures: not read any more, as no picture of the run's training is needed; taken for scripts that give it."""
     model: MaybeStr = None
     """text: folder of the encoder, if it is not where it was in training."""
     text_column: str = "text"

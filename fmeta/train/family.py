@@ -18,7 +18,7 @@ from fmeta.tasks.seeding import generator
 from fmeta.train.config import Config, SinusoidTask
 from fmeta.train.later import later
 from fmeta.train.pictures.config import FewShotTask, ImagesTask, OmniglotTask
-from fmeta.train.pictures.pretrained import with_backbone
+from fmeta.train.pictures.pretrained import Made, with_backbone
 from fmeta.train.text.config import TextTask
 from fmeta.train.text.recipe import text_parts
 from fmeta.types import Algorithm, Batch, LossFn, Params, Sampler, Task
@@ -110,10 +110,10 @@ def spread_kinks(module: nn.Module) -> nn.Module:
 
 def few_shot_family(task: FewShotTask, tasks: int, device: torch.device) -> Family:
     """Classification of classes that training never saw."""
-    pictures, model, pretrained = load_pools(task).to(device), None, None
+    pictures, made = load_pools(task).to(device), None
     pools, behind = pictures, lambda sampler: sampler
     if isinstance(task, ImagesTask) and task.backbone:
-        pools, model, behind, pretrained = with_backbone(task, pictures)
+        pools, made, behind = with_backbone(task, pictures)
     ways, shots = task.train_ways or task.ways, task.train_shots or task.shots
     queries = task.queries or task.shots
     sizes: dict[str, Any] = {"ways": ways, "shots": shots, "queries": queries, "tasks": tasks}
@@ -129,22 +129,28 @@ def few_shot_family(task: FewShotTask, tasks: int, device: torch.device) -> Fami
             return fmeta.tasks.umtra(pools.train, **sizes, augment=task.augment or "affine")
         return clustered(task, pools.train, sizes)
 
-    picture = pools.train.x.shape[1:]
     return Family(
-        model=model or (lambda outputs: network(task, picture, outputs)),
-        outputs=task.ways,
+        **model_parts(task, pictures.train.x.shape[1:], made),
         train_outputs=ways,
-        loss=fmeta.losses.cross_entropy,
-        metric="accuracy",
-        adapts=None if model else ("*", "!*norm*"),
         train=behind(later(train, "training")),
         val=later(lambda: fmeta.tasks.few_shot(pools.val, **held), "validation"),
         test=later(lambda: fmeta.tasks.few_shot(pools.test, **held)),
         pooled=behind(pooled_pictures(pools.train, tasks * ways * (shots + queries), task)),
         pooled_outputs=len(pools.train.names) * (4 if task.rotations else 1),
-        shown=later(lambda: fmeta.tasks.few_shot(pictures.test, **held)) if model else None,
-        pretrained=pretrained,
+        shown=later(lambda: fmeta.tasks.few_shot(pictures.test, **held)) if made else None,
     )
+
+
+def model_parts(task: FewShotTask, picture: torch.Size, made: Made | None) -> dict[str, Any]:
+    """What a ``Family`` of pictures, each ``[C, H, W]``, has without data."""
+    return {
+        "model": made.model if made else lambda outputs: network(task, picture, outputs),
+        "outputs": task.ways,
+        "loss": fmeta.losses.cross_entropy,
+        "metric": "accuracy",
+        "adapts": None if made else ("*", "!*norm*"),
+        "pretrained": made.pretrained if made else None,
+    }
 
 
 def clustered(task: FewShotTask, pool: Pool, sizes: dict[str, Any]) -> Sampler:

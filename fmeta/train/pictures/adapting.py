@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,14 +23,25 @@ from fmeta import tree
 from fmeta.data.images import Source, decode_file, open_source, square
 from fmeta.train import folder
 from fmeta.train.choices import STEPLESS
+from fmeta.train.config import Config
 from fmeta.train.device import pick_device
 from fmeta.train.experiment import build
-from fmeta.train.exporting import parts_of
-from fmeta.train.options import located
+from fmeta.train.family import Family, model_parts
 from fmeta.train.pictures.config import FewShotTask, ImagesTask
+from fmeta.train.pictures.pretrained import Made, make_backbone
 from fmeta.train.terminal import say
-from fmeta.train.text.adapting import CALL, Learner, said_accuracy, with_ways, write_predictions
+from fmeta.train.text.adapting import (
+    CALL,
+    Learner,
+    said_accuracy,
+    with_ways,
+    without_tasks,
+    write_predictions,
+)
 from fmeta.types import Algorithm, Tree
+
+SIDE = 28
+"""Pixels of a side of a character, as glyphs and Omniglot have them."""
 
 
 def load_picture_classifier(
@@ -38,10 +49,12 @@ def load_picture_classifier(
 ) -> Learner:
     """A run of glyphs, omniglot or images, ready to learn classes from a few pictures; examples are paths of files.
 
+    It needs none of the pictures that the run was trained on.
+
     Args:
         path: a run folder.
         name: ``"best"`` by validation, or ``"last"``.
-        root: folder of the run's data set, if it is not where it was in training.
+        root: not read any more; taken for calls of earlier versions, which looked at the run's data set.
 
     Raises:
         ValueError: for a run of another recipe, and as ``load_run``.
@@ -53,20 +66,33 @@ def load_picture_classifier(
             f"{CALL}: {path} must be a run of text, detection or pictures, got one of {config.recipe}. Train one "
             "with `fmeta train images --data FOLDER`."
         )
-    config = replace(config, task=located(task, None if root is None else Path(root)))
-    size, grey = getattr(task, "size", 28), getattr(task, "grey", True)
+    size, grey = getattr(task, "size", SIDE), getattr(task, "grey", True)
     device = pick_device(config.machine.device)
 
     @functools.cache
+    def backbone() -> Made | None:
+        if not isinstance(task, ImagesTask) or not task.backbone:
+            return None
+        return make_backbone(task)
+
+    def family(config: Config[Any], device: torch.device) -> Family:
+        picture = torch.Size((1 if grey else 3, size, size))
+        return without_tasks(model_parts(config.task, picture, backbone()))
+
+    @functools.cache
     def make(ways: int) -> tuple[Algorithm, Tree]:
-        experiment = build(with_ways(config, ways))
+        experiment = build(with_ways(config, ways), make=family)
         state, _, _ = folder.load(path, name, experiment)
         return experiment.algorithm, tree.detach(state.meta)
 
     @functools.cache
     def trunk() -> Tree:
-        parts = parts_of(build(config))
-        return fmeta.functionalize(parts.trunk.to(device)) if parts and parts.trunk is not None else None
+        made = backbone()
+        return (
+            fmeta.functionalize(made.pieces.trunk.to(device))
+            if made and made.pieces.trunk is not None
+            else None
+        )
 
     def prepare(files: Sequence[str | Path]) -> Tensor:
         if isinstance(files, str):
@@ -117,7 +143,7 @@ def adapt_pictures(
         query: a folder of pictures. Where they lie in folders of these names, the accuracy is said.
         out: the csv to write: file, predicted, probability, and the probability of each class.
         name: the checkpoint.
-        root: folder of the run's data set, if it has moved.
+        root: not read any more; taken for calls of earlier versions.
 
     Raises:
         ValueError: for folders without pictures, and fewer than two classes.

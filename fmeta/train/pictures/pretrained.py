@@ -58,16 +58,38 @@ class Headed(nn.Module):
         return self.head(self.body(x))
 
 
+class Made(NamedTuple):
+    """A backbone, and the model that a recipe makes of it."""
+
+    pieces: Pieces
+    model: Callable[[int | None], nn.Module]
+    pretrained: Callable[[], str]
+    """A checksum of the backbone as it came."""
+
+
 class Prepared(NamedTuple):
     """What a recipe trains with."""
 
     pools: Pools
     """Features; training pictures as they are where they change from step to step."""
-    model: Callable[[int | None], nn.Module]
+    made: Made
     behind: Callable[[Sampler], Sampler]
     """What training tasks go through before the model."""
-    pretrained: Callable[[], str]
-    """A checksum of the backbone as it came."""
+
+
+def make_backbone(task: ImagesTask) -> Made:
+    """The backbone of a task and its model.
+
+    Raises:
+        ValueError: for a choice of parts that is none.
+    """
+    found = pieces(task)
+
+    def model(outputs: int | None) -> nn.Module:
+        body = pieces(task, drawn=True).body if draws(task, found) else copy.deepcopy(found.body)
+        return Headed(body, found.width, outputs, found.bias)
+
+    return Made(found, model, functools.cache(lambda: weights_digest(found.plain)))
 
 
 def with_backbone(task: ImagesTask, pools: Pools) -> Prepared:
@@ -76,26 +98,19 @@ def with_backbone(task: ImagesTask, pools: Pools) -> Prepared:
     Raises:
         ValueError: for a choice of parts that is none.
     """
-    found = pieces(task)
-    if task.weights in (None, "none") and (task.batch_norm == "frozen" or found.trunk is not None):
+    made = make_backbone(task)
+    if task.weights in (None, "none") and (task.batch_norm == "frozen" or made.pieces.trunk is not None):
         say(
             f"{task.backbone} has random weights, and what is frozen of it stays so: --weights default downloads "
             "trained ones, --weights FILE reads them, --learns all --batch-norm batch trains all"
         )
-
-    def model(outputs: int | None) -> nn.Module:
-        body = pieces(task, drawn=True).body if draws(task, found) else copy.deepcopy(found.body)
-        return Headed(body, found.width, outputs, found.bias)
-
-    checksum = functools.cache(lambda: weights_digest(found.plain))
-    if found.trunk is None:
-        return Prepared(pools, model, lambda sampler: sampler, checksum)
-    trunk = found.trunk.to(pools.train.x.device)
+    if made.pieces.trunk is None:
+        return Prepared(pools, made, lambda sampler: sampler)
+    trunk = made.pieces.trunk.to(pools.train.x.device)
     if task.rotations or task.augment or not task.labels:
         held = (fmeta.data.embedded(part, trunk) for part in (pools.val, pools.test))
-        through = lambda sampler: fmeta.tasks.through(sampler, trunk)  # noqa: E731
-        return Prepared(Pools(pools.train, *held), model, through, checksum)
-    return Prepared(fmeta.data.embedded(pools, trunk), model, lambda sampler: sampler, checksum)
+        return Prepared(Pools(pools.train, *held), made, lambda sampler: fmeta.tasks.through(sampler, trunk))
+    return Prepared(fmeta.data.embedded(pools, trunk), made, lambda sampler: sampler)
 
 
 def draws(task: ImagesTask, found: Pieces) -> bool:

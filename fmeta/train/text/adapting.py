@@ -138,8 +138,7 @@ def load_classifier(path: str | Path, name: str = "best", *, model: str | None =
         return x if parts.prepare is None else parts.prepare(x)
 
     def family(config: Config[Any], device: torch.device) -> Family:
-        found = model_parts(config.task, parts, algorithm)
-        return Family(**found, train=no_tasks, val=no_tasks, test=no_tasks, pooled=no_tasks, pooled_outputs=0)
+        return without_tasks(model_parts(config.task, parts, algorithm))
 
     @functools.cache
     def make(ways: int) -> tuple[Algorithm, Tree]:
@@ -170,6 +169,12 @@ def with_ways(config: Config[Any], ways: int) -> Config[Any]:
 def no_tasks(seed: int, step: int) -> Task:
     """In the place of a sampler."""
     raise ValueError(f"{CALL}: a run that is put to use has no tasks of its own. Build it with load_run.")
+
+
+def without_tasks(parts: dict[str, Any]) -> Family:
+    """The family of a run that is put to use, from what it has without data."""
+    outputs = {"train_outputs": parts["outputs"], "pooled_outputs": 0}
+    return Family(**outputs | parts, train=no_tasks, val=no_tasks, test=no_tasks, pooled=no_tasks)
 
 
 def adapt_text(
