@@ -77,6 +77,26 @@ def test_augmentation_is_kept_in_a_run(tmp_path: Path, pictures: None) -> None:
     assert asked.config.task.augment == ("crop", "jitter")
 
 
+def test_a_run_is_not_continued_with_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of another folder, or of the same one after somebody added a picture."""
+    config = tiny_few_shot(tmp_path / "run", "protonet")
+    pools = random_pictures()
+    fewer = fmeta.data.from_tensors(pools.train.x[1:], pools.train.y[1:], split=(0.4, 0.3, 0.3))
+    again = replace(
+        config, resume=True, outer=replace(config.outer, outer_steps=config.outer.outer_steps + 1)
+    )
+    monkeypatch.setattr(family, "load_pools", lambda task: pools)
+    assert commands.train(replace(config, outer=replace(config.outer, schedule="constant")), "") == 0
+    again = replace(again, outer=replace(again.outer, schedule="constant"))
+    monkeypatch.setattr(family, "load_pools", lambda task: fewer)
+    with pytest.raises(
+        ValueError, match=r"^train: .*run began with other data than there is now: its classes, or"
+    ):
+        commands.train(again, "")
+    monkeypatch.setattr(family, "load_pools", lambda task: pools)
+    assert commands.train(again, "") == 0
+
+
 @pytest.mark.parametrize(
     ("options", "features"),
     [

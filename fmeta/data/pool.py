@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -82,6 +83,15 @@ class Pools:
     def to(self, device: torch.device | str | None) -> Pools:
         """The same pools with their examples on ``device``."""
         return Pools(self.train.to(device), self.val.to(device), self.test.to(device))
+
+
+def classes_digest(pools: Pools) -> str:
+    """A checksum of the classes of all splits and of how many examples each has; their contents are not read."""
+    said = [
+        [(name, int(n)) for name, n in zip(p.names, p.counts, strict=True)]
+        for p in (pools.train, pools.val, pools.test)
+    ]
+    return hashlib.sha256(repr(said).encode()).hexdigest()
 
 
 def class_pool(x: Tree, y: Tensor, names: tuple[str, ...]) -> Pool:

@@ -12,7 +12,7 @@ import fmeta
 import fmeta.data
 import fmeta.embeddings
 import fmeta.tasks
-from fmeta.data.pool import Pool, Pools
+from fmeta.data.pool import Pool, Pools, classes_digest
 from fmeta.tasks.augment import gathered, parse
 from fmeta.tasks.seeding import generator
 from fmeta.train.config import Config, SinusoidTask
@@ -59,6 +59,8 @@ class Family(NamedTuple):
     """What the result is compared with, without steps: an algorithm and its meta."""
     pretrained: Callable[[], str] | None = None
     """A checksum of the weights that the model starts from, where a run does not keep all of them."""
+    data: Callable[[], str] | None = None
+    """A checksum of the classes that tasks are made of."""
 
 
 def make_family(config: Config[Any], device: torch.device) -> Family:
@@ -138,6 +140,7 @@ def few_shot_family(task: FewShotTask, tasks: int, device: torch.device) -> Fami
         pooled=behind(pooled_pictures(pools.train, tasks * ways * (shots + queries), task)),
         pooled_outputs=len(pools.train.names) * (4 if task.rotations else 1),
         shown=later(lambda: fmeta.tasks.few_shot(pictures.test, **held)) if made else None,
+        data=lambda: classes_digest(pictures),
     )
 
 

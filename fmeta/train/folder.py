@@ -122,9 +122,19 @@ def save(folder: Path, name: str, state: MetaState, progress: Progress, experime
 
 
 def came_with(experiment: Experiment) -> dict[str, str]:
-    """What a checkpoint notes of pre-trained weights that it does not hold, so that others are not taken for them."""
-    checksum = experiment.family.pretrained
-    return {} if checksum is None else {"pretrained": checksum()}
+    """What a checkpoint notes of weights and data that it does not hold, so that others are not taken for them."""
+    noted = {"pretrained": experiment.family.pretrained, "data": experiment.family.data}
+    return {name: checksum() for name, checksum in noted.items() if checksum is not None}
+
+
+def check_data(folder: Path, experiment: Experiment, record: dict[str, Any]) -> None:
+    """Refuse to continue a run with classes or numbers of examples that it did not begin with."""
+    now = came_with(experiment).get("data")
+    if record.get("data", now) != now:
+        raise ValueError(
+            f"train: {folder} began with other data than there is now: its classes, or how many examples they have, "
+            "differ. Restore it, or begin a new run with --start."
+        )
 
 
 def load(folder: Path, name: str, experiment: Experiment) -> tuple[MetaState, Progress, dict[str, Any]]:
