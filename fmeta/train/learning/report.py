@@ -164,7 +164,8 @@ def figure(curves: dict[str, dict[str, Scores]]) -> Figure:
     for panel in axes[len(curves) :]:
         panel.set_visible(False)
     axes[0].set_ylabel("loss of a batch")
-    drawn.supxlabel("steps", size="medium")
+    for panel in axes[-columns:]:
+        panel.set_xlabel("steps")
     handles, labels = axes[0].get_legend_handles_labels()
     drawn.legend(handles, labels, loc="outside lower center", ncols=5)
     return drawn
