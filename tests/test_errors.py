@@ -259,6 +259,16 @@ def test_examples_without_labels() -> None:
     run(one_label, Task(*(batch._replace(y=batch.y[:, :1]) for batch in tasks)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_tasks_of_another_type_than_the_model(dtype: torch.dtype) -> None:
+    loss, tasks = fmeta.losses.cross_entropy(networks.mlp), classification_tasks(2)
+    own = str(tasks.support.x.dtype).removeprefix("torch.")
+    other = fmeta.tree.map(lambda x: x.to(dtype) if x.is_floating_point() else x, tasks)
+    said = rf"meta_grad: the loss failed \(.*\) on a task in which support.x is {str(dtype)[6:]}, where meta is {own}"
+    with pytest.raises(ValueError, match=said):
+        run(loss, other)
+
+
 def test_batches_for_each_step_have_a_dimension_more() -> None:
     algorithm = fmeta.maml(LOSS, SGD, steps=2, batches="per_step")
     message = r"meta_eval: batches='per_step' takes support leaves .* got support.x of shape \(3, 4, 2\)"

@@ -75,7 +75,7 @@ def inspect(call: str, loop: InnerLoop, plan: Plan, meta: Tree, tasks: Task, sha
     for task in chosen:
         versions = [(name, leaf, version(leaf)) for name, leaf in tree.paths((meta, task))]
         with torch.random.fork_rng(), differentiable():
-            with checking_labels(), explained(call, task):
+            with checking_labels(), explained(call, meta, task):
                 captures = evaluate(call, loop, meta, task, shaped) or captures
             with record, torch.no_grad():
                 evaluate(call, loop, meta, task, shaped)
@@ -130,12 +130,12 @@ def check_steps(call: str, loop: InnerLoop, tasks: Task) -> None:
 
 
 @contextlib.contextmanager
-def explained(call: str, task: Task) -> Iterator[None]:
-    """Where a loss fails on a task whose shapes are no task's, say so; any other error passes."""
+def explained(call: str, meta: Tree, task: Task) -> Iterator[None]:
+    """Where a loss fails on a task whose shapes or types are no task's, say so; any other error passes."""
     try:
         yield
     except (RuntimeError, ValueError, IndexError) as error:
-        reason = odd_shapes(task)
+        reason = odd_shapes(task) or odd_types(meta, task)
         if reason is None:
             raise
         raise ValueError(f"{call}: the loss failed ({error}) on {reason}") from error
@@ -158,6 +158,21 @@ def odd_shapes(task: Task) -> str | None:
                     f"a task whose {part}.x has {max(sizes)} examples but {part}.y has {len(y)}. Give every "
                     "example one label."
                 )
+    return None
+
+
+def odd_types(meta: Tree, task: Task) -> str | None:
+    """The first leaf of a task in a floating-point type that nothing of meta has; None if there is none."""
+    known = {
+        leaf.dtype for leaf in tree.leaves(meta) if isinstance(leaf, Tensor) and leaf.is_floating_point()
+    }
+    for name, leaf in tree.paths(task):
+        if known and leaf.is_floating_point() and leaf.dtype not in known:
+            own = str(min(known, key=str)).removeprefix("torch.")
+            return (
+                f"a task in which {name} is {str(leaf.dtype).removeprefix('torch.')}, where meta is {own}. Give both "
+                f"one type, by {name}.to(torch.{own}) say."
+            )
     return None
 
 

@@ -196,7 +196,7 @@ FM_INLINE float fm_erf(float x) {
         + t * (3.744330683e-01f + t * (-3.351772380e-02f + t * -6.149390463e-02f)))));
     const float tail = 1.0f - fm_exp(-s) * far;
     const float y = c < 1.0f ? c * near : tail;
-    return x != x ? x : (x < 0 ? -y : y);
+    return x != x ? x : __builtin_copysignf(y, x);
 }
 
 // ---- products ----
