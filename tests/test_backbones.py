@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 import torchvision
-from helpers import assert_trees_close, assert_trees_differ
+from helpers import assert_trees_close, assert_trees_differ, assert_trees_equal
 from torch import Tensor, nn
 
 import fmeta
@@ -142,7 +143,7 @@ def test_default_weights_come_with_their_colours(monkeypatch: pytest.MonkeyPatch
 
 
 def test_published_inception_networks_see_the_colours_they_were_trained_on(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Their first layer is preceded by a change of colours, which torchvision turns on with published weights."""
     published = torchvision.models.googlenet(init_weights=False).state_dict()
@@ -155,7 +156,11 @@ def test_published_inception_networks_see_the_colours_they_were_trained_on(
     seen = torchvision.transforms.functional.normalize(x, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     with torch.no_grad():
         assert_trees_close([module(x)], [wanted(seen)])
-    assert not fmeta.models.backbone("googlenet").transform_input
+    path = tmp_path / "googlenet.safetensors"
+    safetensors.torch.save_file(published, path)
+    again = fmeta.models.backbone("googlenet", path, ways=1000)
+    with torch.no_grad():
+        assert_trees_equal([module(x)], [again(x)])
 
 
 def test_a_download_that_fails_says_how_to_give_a_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -267,6 +267,10 @@ def test_tasks_of_another_type_than_the_model(dtype: torch.dtype) -> None:
     said = rf"meta_grad: the loss failed \(.*\) on a task in which support.x is {str(dtype)[6:]}, where meta is {own}"
     with pytest.raises(ValueError, match=said):
         run(loss, other)
+    cast = lambda b: b._replace(x=b.x.to(tasks.support.x.dtype))  # noqa: E731
+    broken = lambda p, b: loss(p, cast(b))[0] + torch.zeros(2) @ torch.zeros(3)  # noqa: E731
+    with pytest.raises(RuntimeError, match=r"^inconsistent tensor size"):
+        run(broken, other)
 
 
 def test_batches_for_each_step_have_a_dimension_more() -> None:

@@ -93,6 +93,9 @@ def test_a_run_is_not_continued_with_other_data(tmp_path: Path, monkeypatch: pyt
         ValueError, match=r"^train: .*run began with other data than there is now: its classes, or"
     ):
         commands.train(again, "")
+    assert folder.read_config(tmp_path / "run").outer.outer_steps == config.outer.outer_steps, (
+        "nothing is written"
+    )
     monkeypatch.setattr(family, "load_pools", lambda task: pools)
     assert commands.train(again, "") == 0
 

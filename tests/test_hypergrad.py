@@ -195,6 +195,10 @@ def test_functions_and_hyperparameters_are_checked() -> None:
         TypeError, match=r"^hypergrad: hyper must hold floating-point tensors, got torch.int64 at"
     ):
         found({"w": torch.ones(2)}, torch.tensor(3), fmeta.Task(draw(3), draw(3)))
+    with pytest.raises(
+        TypeError, match=r"^hypergrad: params must hold floating-point tensors, got float at 'w'"
+    ):
+        found({"w": 0.0}, torch.tensor(3.0), fmeta.Task(draw(3), draw(3)))
     with pytest.raises(ValueError, match=r"^hypergrad: hyper must hold tensors, got none"):
         found({"w": torch.ones(2)}, {}, fmeta.Task(draw(3), draw(3)))
 
@@ -213,7 +217,7 @@ def test_hyperparameters_of_two_types_that_require_gradients(method: Any, order:
         inner_loss, lambda w, h, b: fit(w, b), fmeta.sgd(0.1), steps=4, method=method, plan=EAGER
     )
     at = lambda h: found({"w": torch.zeros(3, 1, dtype=torch.float64)}, h, data)[0]  # noqa: E731
-    data = fmeta.Task(draw(6), draw(5))
+    data = fmeta.tree.map(lambda x: x.requires_grad_(), fmeta.Task(draw(6), draw(5)))
     mixed = at({name: given[name] for name in order})
     assert {n: (g.dtype, g.requires_grad) for n, g in mixed.items()} == {
         n: (given[n].dtype, False) for n in given

@@ -7,6 +7,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -220,7 +221,8 @@ def test_what_the_rules_refuse() -> None:
         learned.meta_transformer(width=16)(rule.init(0) | {})
     with pytest.raises(ValueError, match=r"^meta_transformer: theta must have .* got list"):
         rule([])  # type: ignore[arg-type]
-    for steps in (0, float("nan"), float("inf"), "x"):
+    rule(rule.init(0), steps=np.int64(3))  # type: ignore[arg-type]
+    for steps in (0, float("nan"), float("inf"), "x", True):
         with pytest.raises(
             ValueError, match=rf"^meta_transformer: steps must be a number from 1, got {steps!r}"
         ):
@@ -612,7 +614,19 @@ def test_rates_of_the_face_are_checked_in_every_group() -> None:
         optimizer.add_param_group({"params": [q], "lr": -1.0})
 
 
-@pytest.mark.parametrize("damaged", [None, {}, {"rule": "schedule"}, 3])
+WHOLE = {"rule": "schedule", "settings": dict(RULES["schedule"].settings), "state": {}, "skipped": 0}
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        None,
+        {},
+        {"rule": "schedule"},
+        3,
+        *({**WHOLE, n: w} for n, w in (("state", [1]), ("state", {"t": 1}), ("skipped", None))),
+    ],
+)
 def test_a_damaged_state_dict_is_refused(damaged: Any) -> None:
     optimizer = learned.Loaded(RULES["schedule"], RULES["schedule"].init(0)).optimizer(
         [nn.Parameter(torch.ones(2))]
@@ -620,6 +634,18 @@ def test_a_damaged_state_dict_is_refused(damaged: Any) -> None:
     saved = optimizer.state_dict() | {"learned": damaged}
     with pytest.raises(ValueError, match=r"^learned.Optimizer: the state dict must be one of schedule"):
         optimizer.load_state_dict(saved)
+    with pytest.raises(ValueError, match=r"^learned.Optimizer: the state dict must be one of schedule"):
+        optimizer.load_state_dict([])  # type: ignore[arg-type]
+    optimizer.load_state_dict(optimizer.state_dict() | {"learned": WHOLE})
+    with pytest.raises(TypeError, match=r"param_group must be a dict"):
+        optimizer.add_param_group([1])  # type: ignore[arg-type]
+
+
+def test_a_state_goes_on_under_another_clock() -> None:
+    rule, p = RULES["schedule"], nn.Parameter(torch.ones(2))
+    before = learned.Loaded(rule, rule.init(0)).optimizer([p])
+    slower = learned.schedule(**rule.settings, longest=5)
+    learned.Loaded(slower, rule.init(0)).optimizer([p]).load_state_dict(before.state_dict())
 
 
 def test_a_clock_goes_slower_on_longer_trainings_than_it_learned_on() -> None:

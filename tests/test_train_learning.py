@@ -37,12 +37,17 @@ def run(*arguments: str) -> None:
 
 
 @pytest.mark.parametrize("estimator", ["bptt", "pes"])
-def test_a_run_resumed_is_the_run_never_stopped(tmp_path: Path, estimator: str) -> None:
+def test_a_run_resumed_is_the_run_never_stopped(
+    tmp_path: Path, estimator: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = [*SMALL, "--estimator", estimator]
     run(*options, "--out", str(tmp_path / "whole"))
     run(*options, "--out", str(tmp_path / "parts"), "--minutes", "0.0001")
     stopped = read_metrics(tmp_path / "parts")[-1]["step"]
     assert stopped < 4
+    capsys.readouterr()
+    assert main(["train", "learned-optimizer", "--resume", str(tmp_path / "parts"), "--data", "digits"]) == 1
+    assert "another --data (was glyphs, now digits)" in capsys.readouterr().err
     assert main(["train", "learned-optimizer", "--resume", str(tmp_path / "parts"), "--minutes", "60"]) == 0
     states = [checkpoint.read(tmp_path / name / "last.safetensors")[0] for name in ("whole", "parts")]
     assert_trees_equal(*states)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,13 +85,14 @@ class Pools:
         """The same pools with their examples on ``device``."""
         return Pools(self.train.to(device), self.val.to(device), self.test.to(device))
 
+    def digest(self) -> str:
+        """A checksum of the classes and of how many examples each has; their contents are not read."""
+        return classes_digest((part.names, part.counts) for part in (self.train, self.val, self.test))
 
-def classes_digest(pools: Pools) -> str:
+
+def classes_digest(parts: Iterable[tuple[Iterable[str], Iterable[Any]]]) -> str:
     """A checksum of the classes of all splits and of how many examples each has; their contents are not read."""
-    said = [
-        [(name, int(n)) for name, n in zip(p.names, p.counts, strict=True)]
-        for p in (pools.train, pools.val, pools.test)
-    ]
+    said = [(list(names), [int(n) for n in counts]) for names, counts in parts]
     return hashlib.sha256(repr(said).encode()).hexdigest()
 
 

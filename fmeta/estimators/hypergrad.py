@@ -128,8 +128,9 @@ def hypergrad(
         found = by_minimum(level, solver, iterations, scale)
 
     def call(params: Params, hyper: Tree, data: Task) -> tuple[Tree, Metrics]:
+        check_floating("hypergrad", "params", params)
         check_floating("hypergrad", "hyper", hyper)
-        return found(tree.detach(params), tree.detach(hyper), data)
+        return found(*map(tree.detach, (params, hyper, data)))
 
     return call
 

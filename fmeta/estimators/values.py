@@ -210,9 +210,7 @@ def check_truncation(call: str, truncation: Any) -> None:
 def check_floating(call: str, name: str, found: Tree) -> None:
     """Refuse parameters that have no derivative, and none at all."""
     if not tree.leaves(found):
-        raise ValueError(
-            f"{call}: {name} must hold tensors, got none. There is nothing to take a gradient to."
-        )
+        raise ValueError(f"{call}: {name} must hold tensors, got none. Nothing could be learned.")
     for path, leaf in tree.paths(found):
         if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
             kind = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__

@@ -18,8 +18,8 @@ SQUARES = 0.999
 EPS = 1e-8
 TINY = 1e-12
 """Added to mean squares before a logarithm: sizes below a millionth count as that."""
-LARGE = 1e30
-"""Products of mean squares from here on may overflow in float32."""
+LARGE = 1e20
+"""Products of mean squares from here on, or their derivatives, may be beyond float32."""
 FEATURES = 8
 TOKEN = 12
 

@@ -84,7 +84,8 @@ def meta_transformer(
         knowledge: whether there is a transformer; without, all tensors are treated alike, whatever the time.
         policy: whether there is a policy; without, what is learned is a step size for each tensor.
         longest: steps of the longest training that it learns on. On a longer one (``steps`` above this) its clock goes
-            slower by as much, so that it never reads a time that it has not seen; None reads the time as it is.
+            slower by as much, and without ``steps`` it stops there, so that it never reads a time that it has not seen;
+            None reads the time as it is.
 
     Returns:
         A ``LearnedOptimizer``: ``rule(theta, steps=n)`` is a ``Transform``.
@@ -122,7 +123,7 @@ def meta_transformer(
 
 
 def told(longest: int | None) -> dict[str, int]:
-    """The setting, where it is given: files and states from before there was one have none."""
+    """The setting, where it is given: files from before there was one have none."""
     return {} if longest is None else {"longest": longest}
 
 

@@ -21,14 +21,29 @@ LEAST = 16
 48 small ones 34 s, where by blocks any number takes as long as one."""
 
 
+def saved_in(state_dict: Any) -> dict[str, Any]:
+    """What a state dict holds of a learned optimiser; of none where that is damaged or missing."""
+    own = state_dict.get("learned") if isinstance(state_dict, dict) and "param_groups" in state_dict else None
+    kinds = {"rule": str, "settings": dict, "state": dict, "skipped": int}
+    if isinstance(own, dict) and all(isinstance(own.get(name), kind) for name, kind in kinds.items()):
+        if all(isinstance(leaf, Tensor) for leaf in own["state"].values()):
+            return own
+    return {"rule": "another optimiser, or a damaged one,", "settings": {}}
+
+
+def timeless(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a state depends on: not how the clock goes."""
+    return {name: value for name, value in settings.items() if name != "longest"}
+
+
 class Optimizer(torch.optim.Optimizer):
     """A learned optimiser that steps the parameters of a module.
 
     ``zero_grad``, ``backward``, ``step``, parameter groups, ``state_dict`` and schedulers of torch work as with any
     optimiser; a group's ``lr`` multiplies the steps that were learned (1 by default). All parameters that
-    have a gradient are updated together, by one kernel, and share the count of steps; those without keep their
-    state until they have one again. A gradient that is not finite, or the square of which is not, is passed over, and
-    counted in ``skipped``.
+    have a gradient are updated together, by one kernel or by blocks, and share the count of steps; those without keep
+    their state until they have one again. A gradient that is not finite, or the square of which is not, is passed over,
+    and counted in ``skipped``.
 
     Args:
         params: parameters, or groups of them.
@@ -64,8 +79,9 @@ class Optimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's; refuses an ``lr`` that is below 0 or not finite, and complex parameters."""
-        lr = param_group.get("lr", self.defaults["lr"])
-        number("learned.Optimizer", "lr", float(lr) if isinstance(lr, Tensor) else lr)
+        if isinstance(param_group, dict):  # torch refuses others
+            lr = param_group.get("lr", self.defaults["lr"])
+            number("learned.Optimizer", "lr", lr.item() if isinstance(lr, Tensor) and lr.numel() == 1 else lr)
         super().add_param_group(param_group)
         if any(p.is_complex() for p in self.param_groups[-1]["params"]):
             self.param_groups.pop()
@@ -184,10 +200,8 @@ class Optimizer(torch.optim.Optimizer):
         Raises:
             ValueError: for that of another optimiser, or of parameters of other shapes.
         """
-        own = state_dict.get("learned")
-        if not isinstance(own, dict) or not {"rule", "settings", "state", "skipped"} <= set(own):
-            own = {"rule": "another optimiser", "settings": {}}
-        if (own["rule"], own["settings"]) != (self.rule.name, self.rule.settings):
+        own = saved_in(state_dict)
+        if (own["rule"], timeless(own["settings"])) != (self.rule.name, timeless(self.rule.settings)):
             raise ValueError(
                 f"learned.Optimizer: the state dict must be one of {self.rule.name} with {self.rule.settings}, got one "
                 f"of {own['rule']} with {own['settings']}. Start without it."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -51,7 +52,7 @@ class LearnedOptimizer(NamedTuple):
 
 def check_steps(call: str, steps: Any) -> None:
     """Refuse a length that no training has; a tensor's is not read."""
-    known = isinstance(steps, (int, float)) and 1 <= steps < math.inf
+    known = isinstance(steps, Real) and not isinstance(steps, bool) and 1 <= float(steps) < math.inf
     if not (known or steps is None or isinstance(steps, Tensor)):
         raise ValueError(f"{call}: steps must be a number from 1, got {steps!r}. Leave it out if unknown.")
 

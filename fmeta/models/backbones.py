@@ -17,6 +17,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's red, green and blue in 0 .. 1: what torchvision's models were trained with."""
 OTHERS = {"resnet20": ResNet20}
 """Models beside torchvision's."""
+INCEPTION = ("googlenet", "inception_v3")
 AUXILIARY = ("aux1.fc2", "aux2.fc2", "AuxLogits.fc")
 """The last layers of GoogLeNet's and Inception's further classifiers, which evaluation does not look at."""
 CALL = "backbone"
@@ -68,10 +69,6 @@ def backbone(
         own = module.state_dict()
         new = [n for layer in head_names(module) for n in unfit(found.tensors, head_tensors(layer, own))]
         module = files.load(module, found.tensors, new=new or None, source=str(weights))
-    if found.published and hasattr(module, "transform_input"):
-        module.transform_input = (
-            True  # as torchvision does: the Inception networks were trained with other colours
-        )
     if ways is None:
         set_submodule(module, head, nn.Identity())
     for part in module.modules():
@@ -86,7 +83,6 @@ class Pretrained(NamedTuple):
     tensors: Mapping[str, Tensor] | None
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
-    published: bool = False
 
 
 def names() -> list[str]:
@@ -106,7 +102,8 @@ def architecture(name: str) -> nn.Module:
         raise ValueError(f"{CALL}: name must be a classifier of torchvision.models, got {name!r}. {hint}")
     if name in OTHERS:
         return OTHERS[name]()
-    plain = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    # the published Inception networks change colours first, which no weight says: so do all here, in and out of files
+    plain = {"init_weights": True, "transform_input": True} if name in INCEPTION else {}
     return models.get_model(name, weights=None, **plain)
 
 
@@ -175,8 +172,7 @@ def pretrained(name: str, weights: Any) -> Pretrained:
             "another machine and give its path as weights."
         ) from error
     colours = entry.transforms()
-    mean, std = (tuple(getattr(colours, name, usual)) for name, usual in (("mean", MEAN), ("std", STD)))
-    return Pretrained(tensors, mean, std, published=True)
+    return Pretrained(tensors, tuple(getattr(colours, "mean", MEAN)), tuple(getattr(colours, "std", STD)))
 
 
 def published(name: str, weights: Any) -> Any:

@@ -135,7 +135,7 @@ def explained(call: str, meta: Tree, task: Task) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError, IndexError) as error:
-        reason = odd_shapes(task) or odd_types(meta, task)
+        reason = odd_shapes(task) or ("type" in str(error) and odd_types(meta, task)) or None
         if reason is None:
             raise
         raise ValueError(f"{call}: the loss failed ({error}) on {reason}") from error

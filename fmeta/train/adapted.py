@@ -13,6 +13,7 @@ import fmeta
 import fmeta.data
 from fmeta import tree, weights
 from fmeta.adapt import run
+from fmeta.models.backbones import INCEPTION
 from fmeta.standalone import export_adaptation
 from fmeta.stopping import unwrapped
 from fmeta.train.choices import STEPLESS
@@ -87,6 +88,8 @@ def adapted(source: Source, file: Path, dtype: Dtype, support: str | Path | None
             f"Its batch norms have eps={task.norm_eps}, which weights do not say. Set it in torchvision's model, or "
             f"load the file by fmeta.models.backbone({task.backbone!r}, ..., norm_eps={task.norm_eps})."
         )
+    if source.backbone is not None and task.backbone in INCEPTION:
+        say(f"torchvision's {task.backbone} needs transform_input=True for it, which weights do not say.")
     return record
 
 

@@ -56,6 +56,7 @@ def train(config: Config[Any], command: str) -> int:
             sample(config.outer.seed, 0)  # says what is wrong with their sizes before there is a folder
         if not config.resume:
             first_state(experiment)  # the same for a run to start from
+        folder.check_data(config, experiment.family.data)
         path = together.once(lambda: start_folder(config, command))
         return train_and_test(path, experiment, command)
 

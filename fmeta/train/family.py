@@ -12,7 +12,7 @@ import fmeta
 import fmeta.data
 import fmeta.embeddings
 import fmeta.tasks
-from fmeta.data.pool import Pool, Pools, classes_digest
+from fmeta.data.pool import Pool, Pools
 from fmeta.tasks.augment import gathered, parse
 from fmeta.tasks.seeding import generator
 from fmeta.train.config import Config, SinusoidTask
@@ -140,7 +140,7 @@ def few_shot_family(task: FewShotTask, tasks: int, device: torch.device) -> Fami
         pooled=behind(pooled_pictures(pools.train, tasks * ways * (shots + queries), task)),
         pooled_outputs=len(pools.train.names) * (4 if task.rotations else 1),
         shown=later(lambda: fmeta.tasks.few_shot(pictures.test, **held)) if made else None,
-        data=lambda: classes_digest(pictures),
+        data=pictures.digest,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -127,13 +128,14 @@ def came_with(experiment: Experiment) -> dict[str, str]:
     return {name: checksum() for name, checksum in noted.items() if checksum is not None}
 
 
-def check_data(folder: Path, experiment: Experiment, record: dict[str, Any]) -> None:
+def check_data(config: Config[Any], now: Callable[[], str] | None) -> None:
     """Refuse to continue a run with classes or numbers of examples that it did not begin with."""
-    now = came_with(experiment).get("data")
-    if record.get("data", now) != now:
+    last = config.out / "last.safetensors" if config.resume and config.out else None
+    before = checkpoint.read(last)[1].get("data") if last and last.exists() else None
+    if before is not None and now is not None and before != now():
         raise ValueError(
-            f"train: {folder} began with other data than there is now: its classes, or how many examples they have, "
-            "differ. Restore it, or begin a new run with --start."
+            f"train: {config.out} began with other data than there is now: its classes, or how many examples they "
+            "have, differ. Restore it, or begin a new run with --start."
         )
 
 

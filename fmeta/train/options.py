@@ -230,6 +230,9 @@ def _restored(default: Any, kind: str, value: Any, source: str) -> Any:
 def changed_maths(saved: Config[Any], wanted: Config[Any]) -> list[str]:
     """Options that differ and would make a resumed run another run."""
     before, after = options(saved), options(wanted)
-    names = [name for name in after if name not in FREE_ON_RESUME and before.get(name) != after[name]]
+    free = (
+        FREE_ON_RESUME - {"data"} if wanted.recipe == "learned-optimizer" else FREE_ON_RESUME
+    )  # there it is no path
+    names = [name for name in after if name not in free and before.get(name) != after[name]]
     # Under a constant rate the number of steps only says when to stop.
     return [name for name in names if name != "outer_steps" or wanted.outer.schedule != "constant"]

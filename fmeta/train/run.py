@@ -61,7 +61,6 @@ def starting_point(path: Path, experiment: Experiment) -> tuple[MetaState, Progr
     """The state of the ``last`` checkpoint if there is one, else a fresh one, drawn or learned by another run."""
     if (path / "last.safetensors").exists():
         state, progress, record = folder.load(path, "last", experiment)
-        folder.check_data(path, experiment, record)
         checkpoint.restore_random_state(record["random_state"], experiment.device)
         return state, progress
     return first_state(experiment), Progress()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -14,6 +14,7 @@ from fmeta.data.annotations import read_json
 from fmeta.data.boxes import BoxPool, box_folder
 from fmeta.data.featured import Featured, featured
 from fmeta.data.glyphs import glyphs
+from fmeta.data.pool import classes_digest
 from fmeta.data.scenes import scenes
 from fmeta.models.detecting import detection
 from fmeta.models.detector import Detector, GeneralizedRCNN, split_detector
@@ -33,6 +34,11 @@ class Sources(NamedTuple):
     train: list[BoxPool]
     val: list[BoxPool]
     test: list[BoxPool]
+
+
+def digest(pools: Iterable[BoxPool]) -> str:
+    """A checksum of the classes of pools and of how many pictures each pool has."""
+    return classes_digest((pool.names, [len(pool.files)]) for pool in pools)
 
 
 def make_module(task: DetectionTask) -> GeneralizedRCNN:

@@ -41,6 +41,7 @@ from fmeta.train.detection.data import (
     base_training,
     behind_pyramid,
     built,
+    digest,
     folders,
     halves,
     load_sources,
@@ -87,6 +88,7 @@ def train(config: Config[DetectionTask], command: str) -> int:
     pools = load_sources(config.task)
     check_before(config, pools)
     path = folder.check_resumable(config) if config.resume else folder.create(config, command)
+    folder.check_data(config, lambda: digest(pools.train + pools.val))
     folder.write_config(path, config, command)
     try:
         make_base(path, config, pools.train)
@@ -183,6 +185,7 @@ def build(path: Path, config: Config[DetectionTask], train: list[BoxPool], val: 
         test=held,  # type: ignore[arg-type]
         pooled=held,  # type: ignore[arg-type]
         pooled_outputs=task.ways,
+        data=lambda: digest(train + val),
     )
     return Experiment(
         config=replace(config, inner=replace(inner, test_steps=inner.inner_steps)),

@@ -164,7 +164,7 @@ def figure(curves: dict[str, dict[str, Scores]]) -> Figure:
     for panel in axes[len(curves) :]:
         panel.set_visible(False)
     axes[0].set_ylabel("loss of a batch")
-    for panel in axes[-columns:]:
+    for panel in axes[max(len(curves) - columns, 0) : len(curves)]:  # those with nothing below
         panel.set_xlabel("steps")
     handles, labels = axes[0].get_legend_handles_labels()
     drawn.legend(handles, labels, loc="outside lower center", ncols=5)

@@ -15,7 +15,7 @@ import fmeta.models
 import fmeta.tasks
 from fmeta import tree
 from fmeta.data.features import Prepare, bytes_of, prepared_pool, weights_digest
-from fmeta.data.pool import Pool, Pools, classes_digest
+from fmeta.data.pool import Pool, Pools
 from fmeta.data.tokens import Tokenizer
 from fmeta.models.encoder import Encoder
 from fmeta.tasks.seeding import generator
@@ -149,7 +149,7 @@ def text_parts(
         "test": sampler(pools.test, learner.prepare, **held),
         "pooled": pooled_texts(pools.train, learner.prepare, tasks * ways * (shots + task.queries)),
         "pooled_outputs": len(pools.train.names),
-        "data": lambda: classes_digest(pools),
+        "data": pools.digest,
         "reference": lambda: untrained(task, learner, device),
     }
 
