@@ -41,7 +41,7 @@ OMNIGLOT = {
     "omniglot_maml_mlp_5w5s": (3, 0.977, 0.0022),
     "omniglot_protonet_60w1s": (0, 0.974, 0.0028),
     "omniglot_protonet_5w1s": (0, 0.955, 0.0040),
-    "omniglot_protonet_60w1s_maxpool": (0, 0.985, 0.0021),
+    "omniglot_protonet_60w1s_maxpool": (0, 0.987, 0.0019),
     "omniglot_maml_20w1s": (5, 0.779, 0.0061),
     "omniglot_anil_20w1s": (5, 0.768, 0.0061),
     "omniglot_reptile_5w1s": (20, 0.980, 0.0044),
@@ -59,9 +59,9 @@ OMNIGLOT = {
 
 
 OTHER_SIZES = {
-    ("omniglot_protonet_60w1s_maxpool", 5, 5, None): (0.995, 0.0011),
-    ("omniglot_protonet_60w1s_maxpool", 20, 1, None): (0.947, 0.0021),
-    ("omniglot_protonet_60w1s_maxpool", 20, 5, None): (0.985, 0.0010),
+    ("omniglot_protonet_60w1s_maxpool", 5, 5, None): (0.996, 0.0010),
+    ("omniglot_protonet_60w1s_maxpool", 20, 1, None): (0.951, 0.0020),
+    ("omniglot_protonet_60w1s_maxpool", 20, 5, None): (0.986, 0.0010),
     ("omniglot_umtra_5w1s", 5, 5, None): (0.968, 0.0053),
     ("omniglot_maml_5w1s", 5, 5, 5): (0.992, 0.0012),
 }
