@@ -81,7 +81,7 @@ class Optimizer(torch.optim.Optimizer):
         """As torch's; refuses an ``lr`` that is below 0 or not finite, and complex parameters."""
         if isinstance(param_group, dict):  # torch refuses others
             lr = param_group.get("lr", self.defaults["lr"])
-            number("learned.Optimizer", "lr", lr.item() if isinstance(lr, Tensor) and lr.numel() == 1 else lr)
+            number("learned.Optimizer", "lr", float(lr) if isinstance(lr, Tensor) and lr.numel() == 1 else lr)
         super().add_param_group(param_group)
         if any(p.is_complex() for p in self.param_groups[-1]["params"]):
             self.param_groups.pop()
