@@ -642,10 +642,14 @@ def test_a_damaged_state_dict_is_refused(damaged: Any) -> None:
 
 
 def test_a_state_goes_on_under_another_clock() -> None:
-    rule, p = RULES["schedule"], nn.Parameter(torch.ones(2))
+    rule, p, q = RULES["schedule"], nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     before = learned.Loaded(rule, rule.init(0)).optimizer([p])
-    slower = learned.schedule(**rule.settings, longest=5)
-    learned.Loaded(slower, rule.init(0)).optimizer([p]).load_state_dict(before.state_dict())
+    p.grad = torch.tensor([1.0, -2.0])
+    before.step()
+    slower = learned.Loaded(learned.schedule(**rule.settings, longest=5), rule.init(0)).optimizer([q])
+    slower.load_state_dict(before.state_dict())
+    assert_trees_equal(slower.state_dict()["learned"]["state"], before.state_dict()["learned"]["state"])
+    assert slower.state_dict()["learned"]["state"]["t"] == 1
 
 
 def test_a_clock_goes_slower_on_longer_trainings_than_it_learned_on() -> None:
