@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fmeta import tree
+from fmeta.data.identity import digest
 from fmeta.types import Tree
 
 SPLITS = ("train", "val", "test")
@@ -93,7 +93,7 @@ class Pools:
 def classes_digest(parts: Iterable[tuple[Iterable[str], Iterable[Any]]]) -> str:
     """A checksum of the classes of all splits and of how many examples each has; their contents are not read."""
     said = [(list(names), [int(n) for n in counts]) for names, counts in parts]
-    return hashlib.sha256(repr(said).encode()).hexdigest()
+    return digest(repr(said).encode())
 
 
 def class_pool(x: Tree, y: Tensor, names: tuple[str, ...]) -> Pool:

@@ -25,7 +25,7 @@ RULES: dict[str, Callable[[float, int], learned.LearnedOptimizer]] = {
     "mlp": lambda lr, longest: learned.mlp(lr=lr),
     "lstm": lambda lr, longest: learned.lstm(lr=lr / 1e-3),
 }
-"""By first rate and longest training; the policy alone reads no clock."""
+"""By first rate and longest training, for the transformer's clock; policy and lstm read none, mlp reads it as it is."""
 
 
 class Learning(NamedTuple):
