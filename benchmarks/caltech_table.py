@@ -24,7 +24,7 @@ OWN = {
         "--inner-lr 0.1 --inner-steps 5 --train-shots 10 --minibatches "
         "--outer-optimizer sgd --outer-lr 1.0 --test-steps 10"
     ).split(),
-    "imaml": "--inner-lr 0.4 --inner-steps 5 --strength 0.5 --damping 10".split(),
+    "imaml": "--inner-lr 0.4 --inner-steps 5 --strength 0.1 --damping 5 --solver-iterations 1".split(),
     "anil": ["--inner-lr", "0.5"],
     "learned": ["--inner-lr", "0.01"],
     **{name: ["--train-ways", "15"] for name in STEPLESS},

@@ -347,6 +347,34 @@ def test_minibatches_of_reptile(tmp_path: Path, pictures: None) -> None:
         experiment.build(replace(config, inner=replace(inner, algorithm="maml")))
 
 
+def test_options_of_imaml_reach_its_gradient(tmp_path: Path) -> None:
+    config = tiny_sinusoid(tmp_path)
+
+    def gradient(**options: Any) -> Any:
+        inner = replace(config.inner, algorithm="imaml", inner_steps=3, **options)
+        built = experiment.build(replace(config, inner=inner))
+        tasks = built.family.train(0, 0)
+        return fmeta.meta_grad(built.algorithm, fmeta.Plan(compile=False))(built.params, tasks)[0]
+
+    plain = experiment.build(config)
+    loss = plain.family.loss(fmeta.functionalize(plain.family.model(None))[0])
+    for iterations, strength, damping in ((0, 2.0, 0.0), (2, 2.0, 0.0), (2, 0.5, 3.0)):
+        found = gradient(solver_iterations=iterations, strength=strength, damping=damping)
+        algorithm = fmeta.imaml(
+            loss,
+            fmeta.sgd(config.inner.inner_lr),
+            steps=3,
+            strength=strength,
+            iterations=iterations,
+            damping=damping,
+        )
+        tasks = plain.family.train(0, 0)
+        wanted = fmeta.meta_grad(algorithm, fmeta.Plan(compile=False))(plain.params, tasks)[0]
+        assert_trees_close(found, wanted)
+    with pytest.raises(ValueError, match="--solver-iterations must be at least 0"):
+        gradient(solver_iterations=-1)
+
+
 def test_outer_sgd_of_reptile_goes_all_the_way(tmp_path: Path, pictures: None) -> None:
     config = tiny_few_shot(tmp_path / "run", "reptile")
     outer = Outer(tasks=2, outer_steps=1, outer_optimizer="sgd", outer_lr=1.0, schedule="constant")

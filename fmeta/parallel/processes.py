@@ -1,6 +1,6 @@
 """Programs that run as several processes: who they are, what only the first does, what they decide together.
 
-``torchrun --nproc-per-node 4 -m fmeta ...`` starts the same program four times and says in the environment which
+``torchrun --nproc-per-node 4 -m -- fmeta ...`` starts the same program four times and says in the environment which
 is which. A program asks ``launched`` who it is, joins the others with ``processes``, and has what must happen
 once (a file, a folder's name) done by ``once``.
 """

@@ -86,7 +86,12 @@ WEIGHTS: dict[str, Callable[[Given], Algorithm]] = {
         adjoint=g.adjoint(),
     ),
     "imaml": lambda g: fmeta.imaml(
-        g.loss, g.optimizer(), steps=g.inner.inner_steps, strength=g.inner.strength, damping=g.inner.damping
+        g.loss,
+        g.optimizer(),
+        steps=g.inner.inner_steps,
+        strength=g.inner.strength,
+        iterations=g.inner.solver_iterations,
+        damping=g.inner.damping,
     ),
 }
 """Those that adapt a model with its head."""

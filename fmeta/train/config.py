@@ -69,6 +69,8 @@ class Inner:
     """Of imaml's pull towards the initial weights."""
     damping: float = 0.0
     """Of imaml's solver: curvature counts as if the pull were stronger by so much."""
+    solver_iterations: int = 5
+    """Of imaml's solver, conjugate gradients: each is a product with the Hessian, as dear as two inner steps."""
     context: int = 5
     """Context parameters of cavia's model."""
     inner_optimizer: Literal["sgd", "adam"] = "sgd"

@@ -36,7 +36,7 @@ FREE_ON_RESUME = frozenset(
 AT_LEAST = {
     **dict.fromkeys(["outer_steps", "log_interval", "val_tasks", "max_bad_steps", "tasks"], 1),
     **dict.fromkeys(["val_interval", "test_steps", "inner_steps", "seed", "base_steps"], 0),
-    **dict.fromkeys(["embedding_steps", "damping"], 0),
+    **dict.fromkeys(["embedding_steps", "damping", "solver_iterations"], 0),
     **dict.fromkeys(["clusters"], 2),
     **dict.fromkeys(["patience", "baseline_steps", "threads", "channels", "context", "stop_patience"], 1),
     **dict.fromkeys(["ways", "shots", "queries", "test_shots", "test_queries"], 1),
