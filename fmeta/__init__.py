@@ -93,7 +93,7 @@ from fmeta.types import (
 if typing.TYPE_CHECKING:
     from fmeta.train.exporting import export, load
 
-__version__ = "0.10.0"
+__version__ = "0.10.1"
 
 __all__ = [
     "Adapted",

@@ -50,7 +50,7 @@ OMNIGLOT = {
     "omniglot_anil_20w1s_long": (5, 0.902, 0.0042),
     "omniglot_mamlpp_20w1s": (5, 0.850, 0.0052),
     "omniglot_cactus_5w1s": (3, 0.917, 0.0087),
-    "omniglot_imaml_5w1s": (5, 0.974, 0.0046),
+    "omniglot_imaml_5w1s": (5, 0.987, 0.0034),
     "omniglot_metasgd_5w1s": (3, 0.990, 0.0032),
     "omniglot_r2d2_5w1s": (0, 0.983, 0.0023),
     "omniglot_umtra_5w1s": (3, 0.855, 0.0104),
